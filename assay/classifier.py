@@ -1,0 +1,94 @@
+"""The library's face: `Classifier(model).classify(texts)`, synchronous. The engine inside is the server's own."""
+
+import asyncio
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from assay.config import EngineConfig
+from assay.engine.engine import Engine
+from assay.errors import RequestError
+from assay.sequence import Options, Prediction, Prompt, TextPrompt, TokenPrompt
+
+# Prompts handed to the engine at once: enough to fill several batches, few enough to keep memory flat.
+_CHUNK = 512
+
+
+class Classifier:
+    """A text classifier, reward model or cross-encoder, loaded and ready.
+
+    model: a folder or a hub id; None is the bundled emotion classifier. Further keywords are fields of EngineConfig.
+    Raises SetupError (CheckpointError, ConfigError) when the model cannot be loaded.
+    Holds threads until `close`, or the end of a `with` block. May be used from several threads.
+    """
+
+    def __init__(self, model: str | None = None, **config: Any) -> None:
+        if model is not None:
+            config["model"] = str(model)
+        self._engine = Engine.load(EngineConfig(**config))
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="assay-classifier", daemon=True)
+        self._thread.start()
+        self._loop.call_soon_threadsafe(self._engine.start)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names, in the order of `Prediction.probs`."""
+        return self._engine.model.labels
+
+    def classify(self, inputs: str | Iterable[Any], **options: Any) -> list[Prediction]:
+        """Score inputs; one Prediction each, in order.
+
+        inputs: one text; or an iterable of texts, of (text, text_pair) tuples, or of lists of token ids.
+        options: fields of Options, e.g. `truncate_prompt_tokens=-1` or `activation="none"`.
+        Raises RequestError for an input that cannot be scored, e.g. ContextLengthError for one that is too long.
+        """
+        prompts = [_prompt(item) for item in ([inputs] if isinstance(inputs, str) else inputs)]
+        return asyncio.run_coroutine_threadsafe(self._classify(prompts, Options(**options)), self._loop).result()
+
+    async def _classify(self, prompts: list[Prompt], options: Options) -> list[Prediction]:
+        """Chunk by chunk, the next one tokenized and queued while the last is computed."""
+        predictions: list[Prediction] = []
+        ahead: asyncio.Task[list[Prediction]] | None = None
+        try:
+            for start in range(0, len(prompts), _CHUNK):
+                task = asyncio.create_task(self._engine.classify(prompts[start : start + _CHUNK], options))
+                if ahead is not None:
+                    predictions += await ahead
+                ahead = task
+            if ahead is not None:
+                predictions += await ahead
+        finally:
+            if ahead is not None and not ahead.done():
+                ahead.cancel()
+        return predictions
+
+    def close(self) -> None:
+        """Stop the threads. Safe to call twice."""
+        if self._thread.is_alive():
+            self._engine.close()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _prompt(item: Any) -> Prompt:
+    if isinstance(item, str):
+        return TextPrompt(item)
+    if isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item):
+        return TextPrompt(*item)
+    if isinstance(item, list) and item and all(type(token_id) is int for token_id in item):
+        return TokenPrompt(item)
+    raise RequestError(
+        f"An input is of type {type(item).__name__} ({str(item)[:60]!r}); give a str, a (str, str) tuple, "
+        "or a non-empty list of token ids."
+    )

@@ -1,0 +1,64 @@
+"""One batch through one model on one device: pack, forward, activate, copy back. Knows no queue, thread or future."""
+
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+
+from assay.errors import AssayError, InternalError
+from assay.model.batch import PackedBatch, pack
+from assay.model.heads import activate
+from assay.model.registry import LoadedModel
+from assay.sequence import Prediction, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences in the order in which they are packed: by length, so that equal lengths are neighbours."""
+
+    sequences: list[Sequence]
+    packed: PackedBatch
+
+
+def form(sequences: Seq[Sequence]) -> Batch:
+    """Sort and pack on the host."""
+    ordered = sorted(sequences, key=lambda sequence: sequence.num_tokens)
+    return Batch(ordered, pack(ordered))
+
+
+class ModelRunner:
+    """Runs batches of one model. Called from one thread at a time."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+
+    def warm_up(self) -> None:
+        """One small forward, so that the first caller does not pay for the first touch of weights and kernels."""
+        self.run(form([Sequence([0] * length) for length in (1, 8)]))
+
+    def run(self, batch: Batch) -> list[Prediction | AssayError]:
+        """One answer for each sequence, in the batch's order; an error where the model's logits are not finite."""
+        started = time.monotonic()
+        with torch.inference_mode():
+            logits = self.model.module(batch.packed.to(self.model.device))
+            kinds = {sequence.activation for sequence in batch.sequences}
+            probs = {kind: activate(logits, kind).tolist() for kind in kinds}
+            finite = torch.isfinite(logits).all(dim=-1).tolist()
+            rows = logits.tolist()
+        assert len(rows) == len(batch.sequences), "a model answers each sequence once"
+        seconds = time.monotonic() - started
+        answers: list[Prediction | AssayError] = []
+        for i, sequence in enumerate(batch.sequences):
+            sequence.timings.queue = started - sequence.arrival
+            sequence.timings.inference = seconds
+            if not finite[i]:
+                answers.append(
+                    InternalError("The model's scores for this input are not finite numbers (NaN or infinity).")
+                )
+                continue
+            label = self.model.labels[max(range(len(rows[i])), key=rows[i].__getitem__)]
+            answers.append(
+                Prediction(label, probs[sequence.activation][i], rows[i], sequence.num_tokens, sequence.timings)
+            )
+        return answers

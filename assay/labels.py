@@ -1,0 +1,68 @@
+"""config.json to label names and activation. Knows nothing of tensors beyond how many labels the head has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from assay.config import Activation
+from assay.errors import CheckpointError
+
+# The activations that a checkpoint may name by Python path; others are refused, never imported.
+_NAMED_ACTIVATIONS: dict[str, Activation] = {
+    "torch.nn.modules.linear.Identity": "none",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.Softmax": "softmax",
+}
+
+
+def label_names(config: Mapping[str, Any], num_labels: int) -> tuple[str, ...]:
+    """Names of the labels in the order of the head's rows.
+
+    `id2label` (JSON object with string keys) wins, then `label2id` turned round. Without either: `LABEL_i` where
+    transformers says so too (the config gives `num_labels`, or there are two labels, its default), else `Class_i`.
+    Raises CheckpointError when the names do not fit the head.
+    """
+    id2label = config.get("id2label")
+    if id2label is None and config.get("label2id"):
+        id2label = {index: name for name, index in config["label2id"].items()}
+    if id2label is None:
+        known_count = "num_labels" in config or num_labels == 2
+        return tuple(f"{'LABEL' if known_count else 'Class'}_{i}" for i in range(num_labels))
+    names = {int(index): str(name) for index, name in id2label.items()}
+    if sorted(names) != list(range(num_labels)):
+        raise CheckpointError(
+            f"config.json names {len(names)} labels (id2label) but the checkpoint's head has {num_labels}; "
+            f"id2label must have the keys 0 to {num_labels - 1}."
+        )
+    return tuple(names[i] for i in range(num_labels))
+
+
+def activation_for(config: Mapping[str, Any], num_labels: int) -> Activation:
+    """The activation that a checkpoint's config asks for.
+
+    Order as in vLLM: `problem_type`; `sentence_transformers.activation_fn`; `sbert_ce_default_activation_function`;
+    sigmoid for one logit, softmax for more. An explicit Sigmoid over several labels is element-wise.
+    """
+    match config.get("problem_type"):
+        case "regression":
+            return "none"
+        case "multi_label_classification":
+            return "sigmoid"
+        case "single_label_classification":
+            return "softmax" if num_labels > 1 else "sigmoid"
+        case None | "":
+            pass
+        case other:
+            raise CheckpointError(
+                f"config.json says problem_type {other!r}; allowed are regression, single_label_classification "
+                "and multi_label_classification."
+            )
+    sentence_transformers = config.get("sentence_transformers") or {}
+    named = sentence_transformers.get("activation_fn") or config.get("sbert_ce_default_activation_function")
+    if named is None:
+        return "softmax" if num_labels > 1 else "sigmoid"
+    if named not in _NAMED_ACTIVATIONS:
+        raise CheckpointError(
+            f"config.json names the activation {named!r}; allowed are {', '.join(_NAMED_ACTIVATIONS)}. "
+            "Set one with --activation none|softmax|sigmoid."
+        )
+    return _NAMED_ACTIVATIONS[named]

@@ -1,0 +1,80 @@
+"""What a model sees: sequences of any length laid end to end, no padding. Knows nothing of text, requests or queues."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from itertools import accumulate, chain
+
+import torch
+from torch import Tensor
+
+from assay.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring sequences of equal length: tokens start … start + count * length."""
+
+    start: int
+    count: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """A packed batch. Models see only this.
+
+    input_ids, position_ids, token_type_ids: int64 [tokens]; positions count from 0 in each sequence.
+    cu_seqlens: int64 [seqs + 1], the first token of each sequence, then the number of tokens.
+    runs: the sequences grouped by equal length, in order; kept on the host.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor
+    cu_seqlens: Tensor
+    runs: tuple[Run, ...]
+
+    @property
+    def num_seqs(self) -> int:
+        return self.cu_seqlens.shape[0] - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        if device.type == "cpu":
+            return self
+        return PackedBatch(
+            self.input_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.token_type_ids.to(device, non_blocking=True),
+            self.cu_seqlens.to(device, non_blocking=True),
+            self.runs,
+        )
+
+
+def pack(sequences: Seq[Sequence]) -> PackedBatch:
+    """Lay sequences end to end in the order given. Sorted by length, they give the fewest and longest runs."""
+    lengths = [sequence.num_tokens for sequence in sequences]
+    assert min(lengths) > 0, "a batch needs sequences, and a sequence needs tokens"
+    types = chain.from_iterable(s.token_type_ids or [0] * s.num_tokens for s in sequences)
+    return PackedBatch(
+        input_ids=torch.tensor(list(chain.from_iterable(s.token_ids for s in sequences))),
+        position_ids=torch.tensor(list(chain.from_iterable(map(range, lengths)))),
+        token_type_ids=torch.tensor(list(types)),
+        cu_seqlens=torch.tensor([0, *accumulate(lengths)]),
+        runs=_runs(lengths),
+    )
+
+
+def _runs(lengths: list[int]) -> tuple[Run, ...]:
+    runs: list[Run] = []
+    start = 0
+    for length in lengths:
+        if runs and runs[-1].length == length:
+            runs[-1] = Run(runs[-1].start, runs[-1].count + 1, length)
+        else:
+            runs.append(Run(start, 1, length))
+        start += length
+    return tuple(runs)

@@ -1,0 +1,104 @@
+"""Architecture name → family, imported on demand; a folder → a model ready to score. Knows no tokenizer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from assay.config import Activation, Device, DType
+from assay.errors import CheckpointError, ConfigError
+from assay.labels import activation_for, label_names
+from assay.model.blueprint import Blueprint, Shapes
+from assay.model.heads import Head, TextClassifier
+from assay.model.weights import Checkpoint, load, read_json
+
+# Architecture → the module of its family, whose `blueprint` says what to build.
+ARCHITECTURES = {
+    "BertForSequenceClassification": "assay.model.bert",
+}
+# model_type → architecture, for configs whose `architectures` is missing or names the bare trunk.
+_MODEL_TYPES = {
+    "bert": "BertForSequenceClassification",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model and what callers must know of it. `module` maps a PackedBatch on `device` to logits [seqs, labels]."""
+
+    module: nn.Module
+    architecture: str
+    model_type: str
+    labels: tuple[str, ...]
+    activation: Activation
+    max_positions: int
+    vocab_size: int
+    type_vocab_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+def load_model(folder: Path, dtype: DType = "auto", device: Device = "auto") -> LoadedModel:
+    """Build on `meta`, then fill strictly from the folder. Raises CheckpointError or ConfigError."""
+    raw = read_json(folder / "config.json")
+    architecture = _architecture(raw)
+    checkpoint = Checkpoint(folder)
+    blueprint = _family(architecture)(raw, checkpoint.shapes)
+    num_labels = blueprint.head.num_labels
+    labels = label_names(raw, num_labels)
+    activation = activation_for(raw, num_labels)
+    torch_device = _device(device)
+    torch_dtype = _dtype(dtype, torch_device)
+    with torch.device("meta"):
+        module = TextClassifier(blueprint.trunk(), Head(blueprint.head))
+    load(module, checkpoint, blueprint.renames, torch_dtype)
+    return LoadedModel(
+        module=module.to(torch_device).eval().requires_grad_(False),
+        architecture=architecture,
+        model_type=str(raw.get("model_type", "")),
+        labels=labels,
+        activation=activation,
+        max_positions=blueprint.max_positions,
+        vocab_size=blueprint.vocab_size,
+        type_vocab_size=blueprint.type_vocab_size,
+        dtype=torch_dtype,
+        device=torch_device,
+    )
+
+
+def _architecture(raw: Mapping[str, Any]) -> str:
+    named = [str(name) for name in raw.get("architectures") or []]
+    for name in named:
+        if name in ARCHITECTURES:
+            return name
+    inferred = _MODEL_TYPES.get(str(raw.get("model_type")))
+    if inferred and not any("For" in name for name in named):
+        return inferred
+    raise CheckpointError(
+        f"config.json says architectures {named} and model_type {raw.get('model_type')!r}; "
+        f"supported are {', '.join(ARCHITECTURES)}."
+    )
+
+
+def _family(architecture: str) -> Callable[[Mapping[str, Any], Shapes], Blueprint]:
+    blueprint: Callable[[Mapping[str, Any], Shapes], Blueprint] = import_module(ARCHITECTURES[architecture]).blueprint
+    return blueprint
+
+
+def _device(choice: Device) -> torch.device:
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda' but this machine or this build of torch has no CUDA; use cpu or auto.")
+    if choice == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(choice)
+
+
+def _dtype(choice: DType, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on a GPU; float32 on a CPU, where 16-bit products without AMX run at an eighth of the speed."""
+    if choice == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[choice]

@@ -1,0 +1,199 @@
+"""HTTP: routes as a list, short handlers, errors turned into answers in one place. Knows no dialect's shapes."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from assay import __version__
+from assay.dialects import DIALECTS
+from assay.dialects.dialect import Answer, Dialect
+from assay.errors import (
+    AssayError,
+    ClientGoneError,
+    InternalError,
+    MediaTypeError,
+    MethodError,
+    NotFoundError,
+    QueueFullError,
+    RequestError,
+    SetupError,
+    TooLargeError,
+)
+from assay.server.observe import Observe
+from assay.server.service import Service
+
+Result = TypeVar("Result")
+
+_DIALECT_OF_PATH = {path: dialect for dialect in DIALECTS for path in dialect.paths}
+_MAX_REQUEST_ID = 128
+
+
+def build_app(service: Service, on_loaded: Callable[[SetupError | None], None] = lambda error: None) -> Starlette:
+    """The application. It answers from its first moment (503 while loading); `on_loaded` hears how loading ended."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(service, on_loaded))
+        yield
+        await loading
+        if service.engine is not None:
+            await asyncio.to_thread(service.engine.close)
+
+    routes = [
+        *(
+            Route(path, partial(_answer, service, dialect), methods=["POST"])
+            for path, dialect in _DIALECT_OF_PATH.items()
+        ),
+        Route("/v1/models", partial(_models, service)),
+        Route("/health", partial(_health, service)),
+        Route("/version", _version),
+        Route("/metrics", partial(_metrics, service)),
+    ]
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=[Middleware(Observe, metrics=service.metrics, dialect_of_path=_DIALECT_OF_PATH)],
+        exception_handlers={
+            AssayError: partial(_error, service),
+            HTTPException: partial(_http_error, service),
+            Exception: partial(_bug, service),
+        },
+    )
+
+
+async def _load(service: Service, on_loaded: Callable[[SetupError | None], None]) -> None:
+    try:
+        engine = await asyncio.to_thread(service.load)
+    except SetupError as error:
+        on_loaded(error)
+        return
+    engine.start()
+    service.engine = engine
+    on_loaded(None)
+
+
+async def _answer(service: Service, dialect: Dialect, request: Request) -> Response:
+    """Any dialect's request: body → parse → engine → render."""
+    call = dialect.parse(await _body(request, service.config.max_body_bytes))
+    engine = service.engine_for(call.model)
+    if len(call.prompts) > service.config.max_request_inputs:
+        raise TooLargeError(
+            f"The request has {len(call.prompts)} inputs; at most {service.config.max_request_inputs} are allowed. "
+            "Split it.",
+            param="input",
+        )
+    predictions = await _unless_gone(request, engine.classify(call.prompts, call.options))
+    request_id = request.headers.get("x-request-id") or call.request_id or uuid.uuid4().hex
+    answer = Answer(predictions, service.name, request_id[:_MAX_REQUEST_ID], int(time.time()))
+    return _json(dialect.render(answer))
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The body, refused before it is read where its length is known, and while it is read where not."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise MediaTypeError(f"The content type is {media_type or 'missing'!r}; send application/json.")
+    declared = request.headers.get("content-length", "0")
+    chunks, size = [], int(declared) if declared.isdecimal() else 0
+    if size <= limit:
+        size = 0
+        try:
+            async for chunk in request.stream():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    break
+        except ClientDisconnect:
+            raise ClientGoneError("The client closed the connection.") from None
+    if size > limit:
+        raise TooLargeError(f"The request body is larger than {limit} bytes; split it.")
+    return b"".join(chunks)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which is cancelled as soon as the client hangs up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())  # the body is read: the next message can only be a disconnect
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError("The client closed the connection.")
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _models(service: Service, request: Request) -> Response:
+    card = {
+        "id": service.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "assay",
+        "root": service.engine_config.model,
+        "parent": None,
+        "max_model_len": service.engine.max_model_len if service.engine else None,
+        "permission": [],
+    }
+    return _json({"object": "list", "data": [card]})
+
+
+async def _health(service: Service, request: Request) -> Response:
+    """Never waits behind inference: it reads one field."""
+    return _json({"status": service.status}, 200 if service.status == "ok" else 503)
+
+
+async def _version(request: Request) -> Response:
+    return _json({"version": __version__})
+
+
+async def _metrics(service: Service, request: Request) -> Response:
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _error(service: Service, request: Request, error: Exception) -> Response:
+    """Every refusal and failure, in the shape of the dialect whose path it was; the document's shape elsewhere."""
+    assert isinstance(error, AssayError)
+    service.metrics.errors.labels(error.type).inc()
+    dialect = _DIALECT_OF_PATH.get(request.url.path, DIALECTS[0])
+    headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}
+    return _json(dialect.render_error(error), error.status, headers)
+
+
+async def _http_error(service: Service, request: Request, error: Exception) -> Response:
+    """What the router itself refuses: an unknown path, a wrong method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    match error.status_code:
+        case 404:
+            refusal: AssayError = NotFoundError(f"There is no {path} here; POST /v1/classify, or GET /v1/models.")
+        case 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            refusal = MethodError(f"{request.method} is not allowed on {path}; use {allowed}.")
+        case _:
+            refusal = RequestError(str(error.detail))
+    response = await _error(service, request, refusal)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _bug(service: Service, request: Request, error: Exception) -> Response:
+    """An edge: our bug. The caller is told so without details; the server's log has the traceback."""
+    return await _error(service, request, InternalError("Internal server error; the server's log has the details."))
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")

@@ -1,0 +1,86 @@
+"""Random checkpoints, written by transformers as people's are: small, awkward, with weights large enough to matter.
+
+Knows nothing of assay's own model code. Imports transformers, which the product itself never does on this path.
+"""
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+WORDS = [
+    "the",
+    "coffee",
+    "was",
+    "great",
+    "update",
+    "broke",
+    "everything",
+    "loved",
+    "new",
+    "café",
+    "and",
+    "so",
+    "##s",
+    "##ed",
+]
+PUNCTUATION = list(".,!?'\"-—:;()[]…")
+
+
+def bert_vocab() -> list[str]:
+    letters = list(string.ascii_lowercase + string.digits + "éäöüß")
+    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *PUNCTUATION, *letters, *(f"##{c}" for c in letters)]
+
+
+def save_bert_tokenizer(folder: Path, **config: Any) -> None:
+    """A WordPiece tokenizer.json of some 110 pieces, with BERT's normalizer and templates."""
+    vocab = {piece: i for i, piece in enumerate(bert_vocab())}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def randomize(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """Weights large enough that a wrong mask, position or token type moves the logits far beyond any tolerance."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name.lower() and name.endswith("weight"):
+            parameter.data = 1 + 0.2 * noise
+        elif "embeddings" in name:
+            parameter.data = noise
+        elif name.endswith("bias"):
+            parameter.data = 0.2 * noise
+        else:
+            parameter.data = 1.5 * noise / parameter.shape[-1] ** 0.5
+    return model.eval()
+
+
+def save_bert(folder: Path, seed: int = 0, num_labels: int = 3, shard: str = "1GB", **config: Any) -> PreTrainedModel:
+    """A random BertForSequenceClassification and its tokenizer in `folder`; returns the model for comparison."""
+    settings: dict[str, Any] = {
+        "vocab_size": len(bert_vocab()),
+        "hidden_size": 36,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 60,
+        "max_position_embeddings": 128,
+        "num_labels": num_labels,
+        "pad_token_id": 0,
+    }
+    model = randomize(BertForSequenceClassification(BertConfig(**settings | config)), seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, max_shard_size=shard)
+    save_bert_tokenizer(folder)
+    return model
