@@ -4,24 +4,84 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from assay.model.batch import PackedBatch
+from assay.model.batch import PackedBatch, Run
+
+Window = tuple[int, int]
+"""How far a token sees to its left and to its right, both inclusive."""
+
+_SOFTCAP_ROWS = 256  # query rows whose scores are held at once where no fused kernel can cap them
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, *, scale: float) -> Tensor:
-    """Bidirectional attention within each sequence.
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: PackedBatch,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: Window | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention within each sequence.
 
-    q, k, v: [tokens, heads, head_dim]; returns [tokens, heads, head_dim].
-    Each run of equal-length sequences is one dense call, so that no token is padding and no mask is built.
+    q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads, head_dim], where kv_heads divides heads (GQA).
+    Returns [tokens, heads, head_dim].
+    causal: a token sees nothing to its right. softcap: scores become cap * tanh(score / cap), as in Gemma 2.
+    Each run of equal-length sequences is one dense call, so no token is padding, and a mask is built only where a
+    window bites.
     """
-    out = torch.empty_like(q)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for run in batch.runs:
-        tokens = slice(run.start, run.start + run.count * run.length)
-        shape = (run.count, run.length, *q.shape[1:])
-        dense = scaled_dot_product_attention(
-            q[tokens].view(shape).transpose(1, 2),
-            k[tokens].view(shape).transpose(1, 2),
-            v[tokens].view(shape).transpose(1, 2),
-            scale=scale,
-        )
-        out[tokens].view(shape).copy_(dense.transpose(1, 2))
+        q_run, k_run, v_run = (by_run(x, run) for x in (q, k, v))
+        mask = _mask(run.length, causal, window, q.device)
+        if softcap is None:
+            dense = scaled_dot_product_attention(
+                q_run,
+                k_run,
+                v_run,
+                attn_mask=mask,
+                is_causal=causal and mask is None,
+                scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        else:
+            if causal and mask is None:
+                mask = _mask(run.length, True, (run.length, 0), q.device, always=True)
+            dense = _capped(q_run, k_run, v_run, mask, scale, softcap)
+        by_run(out, run).copy_(dense)
     return out
+
+
+def by_run(x: Tensor, run: Run) -> Tensor:
+    """One run's view of a packed tensor: [tokens, heads, dim] → [count, heads, length, dim]."""
+    tokens = x[run.start : run.start + run.count * run.length]
+    return tokens.view(run.count, run.length, *x.shape[1:]).transpose(1, 2)
+
+
+def _mask(
+    length: int, causal: bool, window: Window | None, device: torch.device, always: bool = False
+) -> Tensor | None:
+    """True where attended, [length, length]; None where a plain (or plainly causal) call says the same."""
+    if window is None:
+        return None
+    left, right = window[0], 0 if causal else window[1]
+    if not always and left >= length - 1 and (causal or right >= length - 1):
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance <= left) & (-distance <= right)
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
+    """Attention with soft-capped scores, a block of query rows at a time so that memory stays linear in length."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    blocks = []
+    for start in range(0, q.shape[2], _SOFTCAP_ROWS):
+        rows = slice(start, start + _SOFTCAP_ROWS)
+        scores = softcap * torch.tanh(q[:, :, rows] @ k.transpose(-1, -2) * (scale / softcap))
+        if mask is not None:
+            scores = scores.masked_fill(~mask[rows], float("-inf"))
+        blocks.append(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v)
+    return torch.cat(blocks, dim=2)

@@ -58,7 +58,7 @@ _RENAMES = (
 )
 
 
-def blueprint(raw: Mapping[str, Any], shapes: Shapes) -> Blueprint:
+def blueprint(architecture: str, raw: Mapping[str, Any], shapes: Shapes) -> Blueprint:
     """Read config.json and the names in the checkpoint; say what to build, and which tensor goes where."""
     positions = raw.get("position_embedding_type") or "absolute"
     if positions != "absolute":
@@ -66,7 +66,7 @@ def blueprint(raw: Mapping[str, Any], shapes: Shapes) -> Blueprint:
     config = read_config(BertConfig, raw)
     return Blueprint(
         trunk=lambda: BertModel(config),
-        head=HeadSpec("first", config.hidden_size, num_rows(shapes, "classifier.weight"), act="tanh"),
+        head=HeadSpec("first", config.hidden_size, num_rows(shapes, "classifier.weight"), dense=True, act="tanh"),
         renames=_RENAMES,
         vocab_size=config.vocab_size,
         type_vocab_size=config.type_vocab_size,

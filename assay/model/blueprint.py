@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from assay.errors import CheckpointError
 
@@ -18,11 +18,13 @@ class Rename:
     """A checkpoint name (a whole-match regular expression) and our name for it.
 
     parts: for a fused matrix, the values of the group `part`, in the order in which their rows are joined.
+    transform: what is done to a tensor whose rows stand in another order than ours.
     """
 
     pattern: str
     target: str
     parts: tuple[str, ...] = ()
+    transform: Callable[[Tensor], Tensor] | None = None
 
     def match(self, name: str) -> tuple[str, str] | None:
         """(our name, part) of a checkpoint name, or None if this is not its rule. The part is "" for a whole tensor."""
@@ -34,12 +36,22 @@ class Rename:
 
 @dataclass(frozen=True, slots=True)
 class HeadSpec:
-    """A head, as data: pool → dense → act → out. `act` names the function between the two matrices."""
+    """A head, as data: pool → dense → act → norm → out, where dense and norm may be absent.
 
-    pool: Literal["first"]
+    gate: sizes of the gate's three layers; the head is then one gated sum over pairs (mean, uncertainty) of scores.
+    norm_eps: the epsilon of a LayerNorm before `out`, if there is one.
+    """
+
+    pool: Literal["first", "last", "mean"]
     hidden_size: int
     num_labels: int
-    act: str
+    dense: bool = False
+    act: str | None = None
+    dense_bias: bool = True
+    norm_eps: float | None = None
+    norm_bias: bool = True
+    out_bias: bool = True
+    gate: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,10 @@ class Blueprint:
     """A model to build and how to fill it.
 
     trunk: makes the module that turns a PackedBatch into hidden states [tokens, hidden].
+    type_vocab_size: token types that the embeddings know; 0 where there are none.
     max_positions: the longest sequence that the position scheme can number.
+    reward: the score is a raw reward whatever the config says: no activation, one label.
+    refused_dtypes: precisions in which this architecture overflows.
     """
 
     trunk: Callable[[], nn.Module]
@@ -56,6 +71,8 @@ class Blueprint:
     vocab_size: int
     type_vocab_size: int
     max_positions: int
+    reward: bool = False
+    refused_dtypes: tuple[str, ...] = ()
 
 
 Config = TypeVar("Config")

@@ -1,11 +1,14 @@
 """From hidden states to logits to probabilities: pooling and heads, always in float32. Knows nothing of trunks."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import selu
 
 from assay.config import Activation
+from assay.model.attention import by_run
 from assay.model.batch import PackedBatch
 from assay.model.blueprint import HeadSpec
 from assay.model.linear import Linear
@@ -16,23 +19,66 @@ def _first_token(hidden: Tensor, batch: PackedBatch) -> Tensor:
     return hidden[batch.cu_seqlens[:-1]]
 
 
+def _last_token(hidden: Tensor, batch: PackedBatch) -> Tensor:
+    """The true last token, as vLLM and SGLang pool; transformers skips back over tokens that equal the pad id."""
+    return hidden[batch.cu_seqlens[1:] - 1]
+
+
+def _mean(hidden: Tensor, batch: PackedBatch) -> Tensor:
+    seqs = [by_run(hidden[:, None], run)[:, 0].float().mean(dim=1) for run in batch.runs]
+    return torch.cat(seqs)
+
+
 # hidden [tokens, hidden] → [seqs, hidden]
-POOLS: dict[str, Callable[[Tensor, PackedBatch], Tensor]] = {"first": _first_token}
+POOLS: dict[str, Callable[[Tensor, PackedBatch], Tensor]] = {
+    "first": _first_token,
+    "last": _last_token,
+    "mean": _mean,
+}
 
 
 class Head(nn.Module):
-    """pool → dense → act → out: hidden [tokens, hidden] → logits [seqs, labels], always in float32."""
+    """pool → dense → act → norm → out: hidden [tokens, hidden] → logits [seqs, labels], always in float32."""
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
+        size = spec.hidden_size
         self.pool = POOLS[spec.pool]
-        self.dense = Linear(spec.hidden_size, spec.hidden_size)
-        self.act = activation(spec.act)
-        self.out = Linear(spec.hidden_size, spec.num_labels)
+        self.dense = Linear(size, size, spec.dense_bias) if spec.dense else nn.Identity()
+        self.act = activation(spec.act) if spec.act else nn.Identity()
+        self.norm = nn.Identity() if spec.norm_eps is None else nn.LayerNorm(size, spec.norm_eps, bias=spec.norm_bias)
+        self.out = Linear(size, spec.num_labels, spec.out_bias)
 
     def forward(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        logits: Tensor = self.out(self.act(self.dense(self.pool(hidden, batch).float())))
+        logits: Tensor = self.out(self.norm(self.act(self.dense(self.pool(hidden, batch).float()))))
         return logits
+
+
+class GatedHead(nn.Module):
+    """URM's reward (Lou et al. 2024): scores are pairs (mean, uncertainty); the means, weighted by a gate, are summed.
+
+    hidden [tokens, hidden] → [seqs, 1], in float32.
+    """
+
+    def __init__(self, spec: HeadSpec) -> None:
+        super().__init__()
+        sizes = (spec.hidden_size, *spec.gate)
+        self.pool = POOLS[spec.pool]
+        self.out = Linear(spec.hidden_size, 2 * spec.gate[-1], spec.out_bias)
+        self.gate = nn.ModuleList(Linear(*pair) for pair in pairwise(sizes))
+
+    def forward(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
+        pooled = self.pool(hidden, batch).float()
+        weights = pooled
+        for i, layer in enumerate(self.gate):
+            weights = layer(selu(weights) if i else weights)
+        means: Tensor = self.out(pooled)[:, 0::2]
+        return (means * weights).sum(dim=-1, keepdim=True)
+
+
+def build_head(spec: HeadSpec) -> nn.Module:
+    """The head that a spec describes."""
+    return GatedHead(spec) if spec.gate else Head(spec)
 
 
 class TextClassifier(nn.Module):

@@ -39,3 +39,18 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(self.act(self.up(x)))
         return out
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate x) * up x), gate and up in one matrix: [tokens, hidden] → [tokens, hidden] (Shazeer 2020)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, act: str, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_up = Linear(hidden_size, 2 * intermediate_size, bias)
+        self.down = Linear(intermediate_size, hidden_size, bias)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(self.act(gate) * up)
+        return out

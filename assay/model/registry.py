@@ -13,16 +13,37 @@ from assay.config import Activation, Device, DType
 from assay.errors import CheckpointError, ConfigError
 from assay.labels import activation_for, label_names
 from assay.model.blueprint import Blueprint, Shapes
-from assay.model.heads import Head, TextClassifier
+from assay.model.heads import TextClassifier, build_head
 from assay.model.weights import Checkpoint, load, read_json
 
+_DECODER, _BERT = "assay.model.decoder", "assay.model.bert"
 # Architecture → the module of its family, whose `blueprint` says what to build.
 ARCHITECTURES = {
-    "BertForSequenceClassification": "assay.model.bert",
+    "BertForSequenceClassification": _BERT,
+    "LlamaForSequenceClassification": _DECODER,
+    "MistralForSequenceClassification": _DECODER,
+    "Qwen2ForSequenceClassification": _DECODER,
+    "Qwen3ForSequenceClassification": _DECODER,
+    "GemmaForSequenceClassification": _DECODER,
+    "Gemma2ForSequenceClassification": _DECODER,
+    "Gemma3TextForSequenceClassification": _DECODER,
+    "Phi3ForSequenceClassification": _DECODER,
+    "InternLM2ForRewardModel": _DECODER,
+    "Qwen2ForRewardModel": _DECODER,
+    "Qwen3ForRewardModel": _DECODER,
+    "LlamaForSequenceClassificationWithNormal_Weights": _DECODER,
 }
 # model_type → architecture, for configs whose `architectures` is missing or names the bare trunk.
 _MODEL_TYPES = {
     "bert": "BertForSequenceClassification",
+    "llama": "LlamaForSequenceClassification",
+    "mistral": "MistralForSequenceClassification",
+    "qwen2": "Qwen2ForSequenceClassification",
+    "qwen3": "Qwen3ForSequenceClassification",
+    "gemma": "GemmaForSequenceClassification",
+    "gemma2": "Gemma2ForSequenceClassification",
+    "gemma3_text": "Gemma3TextForSequenceClassification",
+    "phi3": "Phi3ForSequenceClassification",
 }
 
 
@@ -47,14 +68,17 @@ def load_model(folder: Path, dtype: DType = "auto", device: Device = "auto") -> 
     raw = read_json(folder / "config.json")
     architecture = _architecture(raw)
     checkpoint = Checkpoint(folder)
-    blueprint = _family(architecture)(raw, checkpoint.shapes)
+    blueprint = _family(architecture)(architecture, raw, checkpoint.shapes)
     num_labels = blueprint.head.num_labels
-    labels = label_names(raw, num_labels)
-    activation = activation_for(raw, num_labels)
+    # A reward head stays raw: sigmoid(23) rounds to 1.0 in float32 and destroys the ranking.
+    labels = ("LABEL_0",) if blueprint.reward and num_labels == 1 else label_names(raw, num_labels)
+    activation = "none" if blueprint.reward else activation_for(raw, num_labels)
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
+    if (name := str(torch_dtype).removeprefix("torch.")) in blueprint.refused_dtypes:
+        raise ConfigError(f"{architecture} overflows in {name}; use bfloat16 or float32.")
     with torch.device("meta"):
-        module = TextClassifier(blueprint.trunk(), Head(blueprint.head))
+        module = TextClassifier(blueprint.trunk(), build_head(blueprint.head))
     load(module, checkpoint, blueprint.renames, torch_dtype)
     return LoadedModel(
         module=module.to(torch_device).eval().requires_grad_(False),
@@ -84,8 +108,10 @@ def _architecture(raw: Mapping[str, Any]) -> str:
     )
 
 
-def _family(architecture: str) -> Callable[[Mapping[str, Any], Shapes], Blueprint]:
-    blueprint: Callable[[Mapping[str, Any], Shapes], Blueprint] = import_module(ARCHITECTURES[architecture]).blueprint
+def _family(architecture: str) -> Callable[[str, Mapping[str, Any], Shapes], Blueprint]:
+    blueprint: Callable[[str, Mapping[str, Any], Shapes], Blueprint] = import_module(
+        ARCHITECTURES[architecture]
+    ).blueprint
     return blueprint
 
 

@@ -128,6 +128,8 @@ def load(module: nn.Module, checkpoint: Checkpoint, renames: tuple[Rename, ...],
                 continue
             pieces = halves.pop(target)
             tensor = torch.cat([pieces[part] for part in rule.parts])
+        if rule.transform is not None:
+            tensor = rule.transform(tensor)
         if target in filled:
             problems.append(f"doubled: {name} (also {filled[target]})")
         elif tensor.shape != wanted[target].shape:

@@ -1,0 +1,345 @@
+"""Decoders with a head on the last token: Llama, Mistral, Qwen2/3, Gemma 1 to 3, Phi-3, InternLM2, by a table of flags.
+
+Knows no text generation: there is no cache, and every sequence is read once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from assay.errors import CheckpointError
+from assay.model.attention import Window, attention
+from assay.model.batch import PackedBatch
+from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
+from assay.model.linear import Linear
+from assay.model.mlp import GatedMLP
+from assay.model.norm import RMSNorm
+from assay.model.rotary import RopeConfig, Rotary, read_rope, rotate
+
+Raw = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """Where a family differs from Llama. `qkv_bias`, `o_bias`: True, False, or None for config's `attention_bias`."""
+
+    qkv_bias: bool | None = None
+    o_bias: bool | None = None
+    qk_norm: bool = False
+    gemma: bool = False  # norms by 1 + w, embeddings times sqrt(hidden), tanh GELU
+    four_norms: bool = False  # norms after attention and MLP too
+    query_scalar: bool = False  # scores by query_pre_attn_scalar, soft-capped where the config says so
+    windows: Callable[[Raw, int], bool] = lambda raw, layer: False  # which layers slide, where no layer_types are given
+    local_theta: bool = False  # sliding layers turn by a rope of their own
+    names: str = "llama"  # the spelling of tensor names
+
+
+def _slides_from(raw: Raw, layer: int) -> bool:
+    return bool(raw.get("use_sliding_window")) and layer >= int(raw.get("max_window_layers", 28))
+
+
+FAMILIES = {
+    "llama": Flags(),
+    "mistral": Flags(qkv_bias=False, o_bias=False, windows=lambda raw, layer: True),
+    "qwen2": Flags(qkv_bias=True, o_bias=False, windows=_slides_from),
+    "qwen3": Flags(qk_norm=True, windows=_slides_from),
+    "gemma": Flags(gemma=True),
+    "gemma2": Flags(gemma=True, four_norms=True, query_scalar=True, windows=lambda raw, layer: layer % 2 == 0),
+    "gemma3_text": Flags(
+        gemma=True,
+        four_norms=True,
+        qk_norm=True,
+        query_scalar=True,
+        windows=lambda raw, layer: (layer + 1) % int(raw.get("sliding_window_pattern", 6)) != 0,
+        local_theta=True,
+    ),
+    "phi3": Flags(qkv_bias=False, o_bias=False, windows=lambda raw, layer: True, names="phi3"),
+    "internlm2": Flags(names="internlm2"),
+}
+
+# Architecture → (family, head). Heads: a score matrix; one after a hidden layer; InternLM2's; a gated sum (URM).
+ARCHITECTURES = {
+    "LlamaForSequenceClassification": ("llama", "score"),
+    "MistralForSequenceClassification": ("mistral", "score"),
+    "Qwen2ForSequenceClassification": ("qwen2", "score"),
+    "Qwen3ForSequenceClassification": ("qwen3", "score"),
+    "GemmaForSequenceClassification": ("gemma", "score"),
+    "Gemma2ForSequenceClassification": ("gemma2", "score"),
+    "Gemma3TextForSequenceClassification": ("gemma3_text", "score"),
+    "Phi3ForSequenceClassification": ("phi3", "score"),
+    "InternLM2ForRewardModel": ("internlm2", "v_head"),
+    "Qwen2ForRewardModel": ("qwen2", "score_mlp"),
+    "Qwen3ForRewardModel": ("qwen3", "score_mlp"),
+    "LlamaForSequenceClassificationWithNormal_Weights": ("llama", "gated"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """config.json, read by a family's flags. `windows`: one entry a layer, None where it sees everything before it."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    act: str
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    scale: float
+    softcap: float | None
+    windows: tuple[Window | None, ...]
+    rope: RopeConfig
+    local_rope: RopeConfig | None
+    flags: Flags
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise CheckpointError(
+                f"config.json: num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """The fields that every decoder's config.json must have, and those that most have."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    rms_norm_eps: float = 1e-6
+    query_pre_attn_scalar: int = 0
+    attn_logit_softcapping: float = 0.0
+    sliding_window: int = 0
+    rope_local_base_freq: float = 10000.0
+
+
+def read_decoder(raw: Raw, family: str) -> DecoderConfig:
+    """config.json of a decoder. Raises CheckpointError naming a missing or mistyped field."""
+    flags = FAMILIES[family]
+    fields = read_config(_Fields, raw)
+    head_dim = fields.head_dim or (256 if flags.gemma else fields.hidden_size // fields.num_attention_heads)
+    bias = bool(raw.get("bias", True)) if family == "internlm2" else bool(raw.get("attention_bias"))
+    scalar = fields.query_pre_attn_scalar if flags.query_scalar and fields.query_pre_attn_scalar else head_dim
+    if flags.gemma and raw.get("use_bidirectional_attention"):
+        raise CheckpointError("config.json sets use_bidirectional_attention, which is not supported for this family.")
+    return DecoderConfig(
+        vocab_size=fields.vocab_size,
+        hidden_size=fields.hidden_size,
+        num_hidden_layers=fields.num_hidden_layers,
+        num_attention_heads=fields.num_attention_heads,
+        intermediate_size=fields.intermediate_size,
+        num_key_value_heads=fields.num_key_value_heads or fields.num_attention_heads,
+        head_dim=head_dim,
+        rms_norm_eps=fields.rms_norm_eps,
+        act=_activation(raw, flags),
+        qkv_bias=bias if flags.qkv_bias is None else flags.qkv_bias,
+        o_bias=bias if flags.o_bias is None else flags.o_bias,
+        mlp_bias=bool(raw.get("mlp_bias")) and family == "llama",
+        scale=scalar**-0.5,
+        softcap=(fields.attn_logit_softcapping or None) if flags.query_scalar else None,
+        windows=_windows(raw, fields, flags),
+        rope=read_rope(raw, head_dim, 1e6 if flags.local_theta else 1e4, "full_attention"),
+        local_rope=_local_rope(raw, fields, head_dim) if flags.local_theta else None,
+        flags=flags,
+    )
+
+
+def _activation(raw: Raw, flags: Flags) -> str:
+    """Gemma's first configs say `gelu` and mean the tanh approximation, as transformers does."""
+    named = str((raw.get("hidden_activation") if flags.gemma else None) or raw.get("hidden_act") or "silu")
+    return "gelu_pytorch_tanh" if flags.gemma and named in ("gelu", "silu") else named
+
+
+def _windows(raw: Raw, fields: _Fields, flags: Flags) -> tuple[Window | None, ...]:
+    layers = range(fields.num_hidden_layers)
+    kinds = raw.get("layer_types")
+    if kinds is not None and len(kinds) != len(layers):
+        raise CheckpointError(f"config.json: layer_types has {len(kinds)} entries for {len(layers)} layers.")
+    if not fields.sliding_window or flags == FAMILIES["llama"]:
+        return (None,) * len(layers)
+    slides = [kinds[i] == "sliding_attention" if kinds else flags.windows(raw, i) for i in layers]
+    return tuple((fields.sliding_window - 1, 0) if slide else None for slide in slides)
+
+
+def _local_rope(raw: Raw, fields: _Fields, head_dim: int) -> RopeConfig:
+    """Sliding layers of Gemma 3: in v5 configs under their layer type, before that a plain rope with its own theta."""
+    if "sliding_attention" in (raw.get("rope_parameters") or {}):
+        return read_rope(raw, head_dim, layer_type="sliding_attention")
+    return RopeConfig(head_dim, fields.rope_local_base_freq, fields.max_position_embeddings)
+
+
+_QKV = ("q_proj", "k_proj", "v_proj")
+
+
+def _llama_names(family: str) -> tuple[Rename, ...]:
+    layer, ours = r"model\.layers\.(\d+)\.", r"trunk.layers.\1."
+    # Gemma 2 and 3 call the norm before the MLP pre_feedforward, and the one after attention what Llama calls that.
+    norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}
+    if FAMILIES[family].four_norms:
+        norms = {
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "attn_out_norm",
+            "pre_feedforward_layernorm": "mlp_norm",
+            "post_feedforward_layernorm": "mlp_out_norm",
+        }
+    return (
+        Rename(r"model\.embed_tokens\.weight", "trunk.embeddings.weight"),
+        Rename(r"model\.norm\.weight", "trunk.norm.weight"),
+        *(Rename(layer + theirs + r"\.weight", ours + name + ".weight") for theirs, name in norms.items()),
+        Rename(layer + r"self_attn\.(?P<part>[qkv]_proj)\.(weight|bias)", ours + r"qkv.\3", parts=_QKV),
+        Rename(layer + r"self_attn\.qkv_proj\.weight", ours + "qkv.weight"),  # Phi-3 fuses both itself
+        Rename(layer + r"self_attn\.o_proj\.(weight|bias)", ours + r"attn_out.\2"),
+        Rename(layer + r"self_attn\.([qk]_norm)\.weight", ours + r"\2.weight"),
+        Rename(
+            layer + r"mlp\.(?P<part>gate_proj|up_proj)\.(weight|bias)",
+            ours + r"mlp.gate_up.\3",
+            parts=("gate_proj", "up_proj"),
+        ),
+        Rename(layer + r"mlp\.gate_up_proj\.weight", ours + "mlp.gate_up.weight"),
+        Rename(layer + r"mlp\.down_proj\.(weight|bias)", ours + r"mlp.down.\2"),
+    )
+
+
+def _internlm2_names(config: DecoderConfig) -> tuple[Rename, ...]:
+    layer, ours = r"model\.layers\.(\d+)\.", r"trunk.layers.\1."
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+
+    def by_kind(wqkv: Tensor) -> Tensor:
+        """Rows come per KV head as [its query heads, k, v]; ours come as all q, all k, all v."""
+        groups = wqkv.view(kv_heads, heads // kv_heads + 2, head_dim, *wqkv.shape[1:])
+        return torch.cat([groups[:, :-2].flatten(0, 2), groups[:, -2].flatten(0, 1), groups[:, -1].flatten(0, 1)])
+
+    return (
+        Rename(r"model\.tok_embeddings\.weight", "trunk.embeddings.weight"),
+        Rename(r"model\.norm\.weight", "trunk.norm.weight"),
+        Rename(layer + r"attention_norm\.weight", ours + "attn_norm.weight"),
+        Rename(layer + r"ffn_norm\.weight", ours + "mlp_norm.weight"),
+        Rename(layer + r"attention\.wqkv\.(weight|bias)", ours + r"qkv.\2", transform=by_kind),
+        Rename(layer + r"attention\.wo\.(weight|bias)", ours + r"attn_out.\2"),
+        Rename(layer + r"feed_forward\.(?P<part>w1|w3)\.weight", ours + "mlp.gate_up.weight", parts=("w1", "w3")),
+        Rename(layer + r"feed_forward\.w2\.weight", ours + "mlp.down.weight"),
+    )
+
+
+_HEAD_NAMES = {
+    "score": (Rename(r"score\.weight", "head.out.weight"),),
+    "v_head": (Rename(r"v_head\.weight", "head.out.weight"),),
+    "score_mlp": (
+        Rename(r"score\.0\.(weight|bias)", r"head.dense.\1"),
+        Rename(r"score\.2\.(weight|bias)", r"head.out.\1"),
+    ),
+    "gated": (
+        Rename(r"score\.weight", "head.out.weight"),
+        Rename(r"weights\.fc\.0\.(weight|bias)", r"head.gate.0.\1"),
+        Rename(r"weights\.fc\.2\.(weight|bias)", r"head.gate.1.\1"),
+        Rename(r"weights\.fc\.4\.(weight|bias)", r"head.gate.2.\1"),
+    ),
+}
+
+
+def _head(kind: str, hidden_size: int, shapes: Shapes) -> HeadSpec:
+    match kind:
+        case "score" | "v_head":
+            return HeadSpec("last", hidden_size, num_rows(shapes, f"{kind}.weight"), out_bias=False)
+        case "score_mlp":
+            return HeadSpec("last", hidden_size, num_rows(shapes, "score.2.weight"), dense=True, act="relu")
+        case _:
+            gate = tuple(num_rows(shapes, f"weights.fc.{i}.weight") for i in (0, 2, 4))
+            if num_rows(shapes, "score.weight") != 2 * gate[-1]:
+                raise CheckpointError(
+                    "score.weight must have two rows (mean, uncertainty) for each row of weights.fc.4."
+                )
+            return HeadSpec("last", hidden_size, 1, gate=gate, out_bias=False)
+
+
+def blueprint(architecture: str, raw: Raw, shapes: Shapes) -> Blueprint:
+    """Read config.json and the names in the checkpoint; say what to build, and which tensor goes where."""
+    family, kind = ARCHITECTURES[architecture]
+    config = read_decoder(raw, family)
+    names = _internlm2_names(config) if family == "internlm2" else _llama_names(family)
+    return Blueprint(
+        trunk=lambda: Decoder(config),
+        head=_head(kind, config.hidden_size, shapes),
+        renames=(*names, *_HEAD_NAMES[kind]),
+        vocab_size=config.vocab_size,
+        type_vocab_size=0,
+        max_positions=config.rope.usable_length,
+        reward=kind != "score",
+        refused_dtypes=("float16",) if family in ("gemma2", "gemma3_text") else (),
+    )
+
+
+class Decoder(nn.Module):
+    """PackedBatch → hidden states [tokens, hidden], after the last norm."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding_scale = config.hidden_size**0.5 if config.flags.gemma else None
+        self.rotary = Rotary(config.rope)
+        self.local_rotary = Rotary(config.local_rope) if config.local_rope else None
+        self.layers = nn.ModuleList(DecoderLayer(config, window) for window in config.windows)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.flags.gemma)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        x: Tensor = self.embeddings(batch.input_ids)
+        if self.embedding_scale is not None:
+            x = x * torch.tensor(self.embedding_scale, dtype=x.dtype)  # rounded to the weights' precision, as trained
+        turn = self.rotary(batch)
+        local_turn = self.local_rotary(batch) if self.local_rotary is not None else turn
+        for layer in self.layers:
+            x = layer(x, batch, turn if layer.window is None else local_turn)
+        normed: Tensor = self.norm(x)
+        return normed
+
+
+class DecoderLayer(nn.Module):
+    """Two sums: attention and MLP, each normed before, and after too where the family does."""
+
+    def __init__(self, config: DecoderConfig, window: Window | None) -> None:
+        super().__init__()
+        hidden, heads, kv_heads, head_dim = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        self.window, self.scale, self.softcap = window, config.scale, config.softcap
+        self.sizes = (heads, kv_heads, kv_heads)
+        self.head_dim = head_dim
+        self.qkv = Linear(hidden, sum(self.sizes) * head_dim, config.qkv_bias)
+        self.attn_out = Linear(heads * head_dim, hidden, config.o_bias)
+        self.mlp = GatedMLP(hidden, config.intermediate_size, config.act, config.mlp_bias)
+
+        def norm(size: int, present: bool = True) -> nn.Module:
+            return RMSNorm(size, config.rms_norm_eps, config.flags.gemma) if present else nn.Identity()
+
+        self.attn_norm, self.mlp_norm = norm(hidden), norm(hidden)
+        self.q_norm, self.k_norm = norm(head_dim, config.flags.qk_norm), norm(head_dim, config.flags.qk_norm)
+        self.attn_out_norm, self.mlp_out_norm = (norm(hidden, config.flags.four_norms) for _ in range(2))
+
+    def forward(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor]) -> Tensor:
+        x = x + self.attn_out_norm(self.attend(self.attn_norm(x), batch, turn))
+        out: Tensor = x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
+        return out
+
+    def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor]) -> Tensor:
+        q, k, v = self.qkv(x).view(x.shape[0], -1, self.head_dim).split(self.sizes, dim=1)
+        q, k = rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn)
+        seen = attention(q, k, v, batch, scale=self.scale, causal=True, window=self.window, softcap=self.softcap)
+        out: Tensor = self.attn_out(seen.flatten(1))
+        return out
