@@ -29,7 +29,6 @@ from assay.errors import (
     NotFoundError,
     QueueFullError,
     RequestError,
-    SetupError,
     TooLargeError,
 )
 from assay.server.observe import Observe
@@ -41,7 +40,7 @@ _DIALECT_OF_PATH = {path: dialect for dialect in DIALECTS for path in dialect.pa
 _MAX_REQUEST_ID = 128
 
 
-def build_app(service: Service, on_loaded: Callable[[SetupError | None], None] = lambda error: None) -> Starlette:
+def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = lambda error: None) -> Starlette:
     """The application. It answers from its first moment (503 while loading); `on_loaded` hears how loading ended."""
 
     @asynccontextmanager
@@ -74,10 +73,10 @@ def build_app(service: Service, on_loaded: Callable[[SetupError | None], None] =
     )
 
 
-async def _load(service: Service, on_loaded: Callable[[SetupError | None], None]) -> None:
+async def _load(service: Service, on_loaded: Callable[[Exception | None], None]) -> None:
     try:
         engine = await asyncio.to_thread(service.load)
-    except SetupError as error:
+    except Exception as error:  # an edge: whoever started the server is told, whatever it is
         on_loaded(error)
         return
     engine.start()

@@ -14,11 +14,12 @@ import uvicorn
 
 from assay import __version__
 from assay.config import EngineConfig, ServerConfig
-from assay.errors import ConfigError, SetupError
+from assay.errors import ConfigError
 from assay.server.app import build_app
 from assay.server.service import Service
 
 _log = logging.getLogger("assay.server")
+_LAST_BYTES_SECONDS = 5  # for answers that are computed and not yet read, and for bodies that never end
 
 
 def serve(server_config: ServerConfig, engine_config: EngineConfig) -> None:
@@ -26,11 +27,12 @@ def serve(server_config: ServerConfig, engine_config: EngineConfig) -> None:
     started = time.monotonic()
     listener = _listen(server_config.host, server_config.port)
     service = Service(server_config, engine_config)
-    failure: list[SetupError] = []
+    failure: list[Exception] = []
 
-    def on_loaded(error: SetupError | None) -> None:
+    def on_loaded(error: Exception | None) -> None:
         if error is None:
-            print(_ready_line(service, listener, time.monotonic() - started), flush=True)
+            if not server.should_exit:
+                print(_ready_line(service, listener, time.monotonic() - started), flush=True)
         else:
             failure.append(error)
             server.should_exit = True
@@ -40,6 +42,7 @@ def serve(server_config: ServerConfig, engine_config: EngineConfig) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
         lifespan="on",
     )
     server = _Server(config, service)
