@@ -9,7 +9,7 @@ from typing import Any, Self
 from assay.config import EngineConfig
 from assay.engine.engine import Engine
 from assay.errors import RequestError
-from assay.sequence import Options, Prediction, Prompt, TextPrompt, TokenPrompt
+from assay.sequence import ChatPrompt, Options, Prediction, Prompt, TextPrompt, TokenPrompt
 
 # Prompts handed to the engine at once: enough to fill several batches, few enough to keep memory flat.
 _CHUNK = 512
@@ -40,7 +40,8 @@ class Classifier:
     def classify(self, inputs: str | Iterable[Any], **options: Any) -> list[Prediction]:
         """Score inputs; one Prediction each, in order.
 
-        inputs: one text; or an iterable of texts, of (text, text_pair) tuples, or of lists of token ids.
+        inputs: one text; or an iterable of texts, (text, text_pair) tuples, conversations (lists of messages with
+            `role` and `content`), or lists of token ids.
         options: fields of Options, e.g. `truncate_prompt_tokens=-1` or `activation="none"`.
         Raises RequestError for an input that cannot be scored, e.g. ContextLengthError for one that is too long.
         """
@@ -88,7 +89,9 @@ def _prompt(item: Any) -> Prompt:
         return TextPrompt(*item)
     if isinstance(item, list) and item and all(type(token_id) is int for token_id in item):
         return TokenPrompt(item)
+    if isinstance(item, list) and item and all(isinstance(message, dict) for message in item):
+        return ChatPrompt(item)
     raise RequestError(
         f"An input is of type {type(item).__name__} ({str(item)[:60]!r}); give a str, a (str, str) tuple, "
-        "or a non-empty list of token ids."
+        "a conversation (list of messages), or a non-empty list of token ids."
     )

@@ -51,6 +51,9 @@ def serve(
     dtype: DTypeOption = _ENGINE.dtype,
     device: DeviceOption = _ENGINE.device,
     activation: ActivationOption = _ENGINE.activation,
+    chat_template: Annotated[
+        str | None, typer.Option(help="Jinja file that replaces the checkpoint's template.")
+    ] = None,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.")] = _ENGINE.max_batch_tokens,
     max_queue_tokens: Annotated[
         int, typer.Option(help="Tokens that may wait; over it: 429.")
@@ -81,6 +84,7 @@ def serve(
         dtype=dtype,
         device=device,
         activation=activation,
+        chat_template=chat_template,
         max_batch_tokens=max_batch_tokens,
         max_queue_tokens=max_queue_tokens,
     )

@@ -22,7 +22,9 @@ def _check_choice(name: str, value: str, allowed: object) -> None:
 
 
 def _check_at_least(name: str, value: int | float, least: int) -> None:
-    if value < least:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} is {value!r}; it must be a number, at least {least}.")
+    if not value >= least:  # so that NaN is refused too
         raise ConfigError(f"{name} is {value}; it must be at least {least}.")
 
 
@@ -35,6 +37,7 @@ class EngineConfig:
     max_model_len: longest sequence in tokens; None takes the checkpoint's own limit.
     max_batch_tokens: tokens in one forward pass. A longer sequence runs alone.
     max_queue_tokens: tokens that may wait; beyond it callers get QueueFullError.
+    chat_template: a file with a Jinja template that replaces the checkpoint's own.
     tokenizer_threads: threads that turn text into ids, off the event loop.
     """
 
@@ -46,6 +49,7 @@ class EngineConfig:
     max_batch_tokens: int = 2048
     max_queue_tokens: int = 1_048_576
     activation: ActivationChoice = "auto"
+    chat_template: str | None = None
     tokenizer_threads: int = 2
 
     def __post_init__(self) -> None:
@@ -84,8 +88,8 @@ class ServerConfig:
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port is {self.port}; it must lie between 0 and 65535.")
+        if not isinstance(self.port, int) or not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port!r}; it must be an integer between 0 and 65535.")
         _check_choice("log_level", self.log_level, LogLevel)
         _check_at_least("max_body_bytes", self.max_body_bytes, 1)
         _check_at_least("max_request_inputs", self.max_request_inputs, 1)

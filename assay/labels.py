@@ -21,19 +21,32 @@ def label_names(config: Mapping[str, Any], num_labels: int) -> tuple[str, ...]:
     transformers says so too (the config gives `num_labels`, or there are two labels, its default), else `Class_i`.
     Raises CheckpointError when the names do not fit the head.
     """
-    id2label = config.get("id2label")
-    if id2label is None and config.get("label2id"):
-        id2label = {index: name for name, index in config["label2id"].items()}
-    if id2label is None:
+    if config.get("id2label") is not None:
+        pairs = _entries(config, "id2label")
+    elif config.get("label2id"):
+        pairs = [(index, name) for name, index in _entries(config, "label2id")]
+    else:
         known_count = "num_labels" in config or num_labels == 2
         return tuple(f"{'LABEL' if known_count else 'Class'}_{i}" for i in range(num_labels))
-    names = {int(index): str(name) for index, name in id2label.items()}
+    try:
+        names = {int(index): str(name) for index, name in pairs}
+    except (TypeError, ValueError):
+        raise CheckpointError(
+            "config.json: the keys of id2label (or the values of label2id) must be integers."
+        ) from None
     if sorted(names) != list(range(num_labels)):
         raise CheckpointError(
             f"config.json names {len(names)} labels (id2label) but the checkpoint's head has {num_labels}; "
             f"id2label must have the keys 0 to {num_labels - 1}."
         )
     return tuple(names[i] for i in range(num_labels))
+
+
+def _entries(config: Mapping[str, Any], field: str) -> list[tuple[Any, Any]]:
+    value = config[field]
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"config.json: {field} is of type {type(value).__name__}; it must be an object.")
+    return list(value.items())
 
 
 def activation_for(config: Mapping[str, Any], num_labels: int) -> Activation:

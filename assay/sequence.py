@@ -1,7 +1,7 @@
 """The words of the house: prompt, options, sequence, prediction. Plain data; knows neither HTTP nor torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from assay.config import Activation
 
@@ -23,7 +23,23 @@ class TokenPrompt:
     token_ids: list[int]
 
 
-Prompt = TextPrompt | TokenPrompt
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation, rendered by the model's chat template.
+
+    messages: objects with `role` and `content`, as chat APIs have them.
+    add_generation_prompt: end with the opening of the assistant's next turn.
+    continue_final_message: leave the last message open, without its closing tokens.
+    template_kwargs: further variables of the template, e.g. `enable_thinking`.
+    """
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +49,15 @@ class Options:
     truncate_prompt_tokens: cut to this many tokens, special ones included; -1 is the model's length; None refuses
         what is longer.
     truncation_side: the side that is cut; None takes the tokenizer's.
-    add_special_tokens: whether a text gets the model's [CLS], [SEP] or BOS.
+    add_special_tokens: whether the model's [CLS], [SEP] or BOS are added; None adds them to texts, and not to
+        conversations, whose template writes them itself.
     activation: None takes the model's own; "none" leaves raw logits in `Prediction.probs`.
     priority: higher is served first.
     """
 
     truncate_prompt_tokens: int | None = None
     truncation_side: TruncationSide | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
     activation: Activation | None = None
     priority: int = 0
 

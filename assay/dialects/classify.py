@@ -9,14 +9,14 @@ import msgspec
 
 from assay.dialects.dialect import Answer, Call, Dialect, decode
 from assay.errors import AssayError, RequestError
-from assay.sequence import Options, Prediction, Prompt, TextPrompt, TokenPrompt
+from assay.sequence import ChatPrompt, Options, Prediction, Prompt, TextPrompt, TokenPrompt
 
 
 class ClassifyRequest(msgspec.Struct):
     """Unknown fields are ignored, as both peers do. `activation` and `softmax` are older names of `use_activation`."""
 
     input: str | list[str | int | list[int]] | None = None
-    messages: Any = None
+    messages: list[dict[str, Any]] | None = None
     model: str | None = None
     user: str | None = None
     rid: str | list[str] | None = None
@@ -24,7 +24,11 @@ class ClassifyRequest(msgspec.Struct):
     priority: int = 0
     truncate_prompt_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     use_activation: bool | None = None
     activation: bool | None = None
     softmax: bool | None = None
@@ -66,12 +70,8 @@ class ErrorResponse(msgspec.Struct):
 
 def parse(body: bytes) -> Call:
     request = decode(body, ClassifyRequest)
-    if request.messages is not None:
-        raise RequestError("`messages` is not supported by this server; send the text as `input`.", param="messages")
-    if request.input is None:
-        raise RequestError("Missing required field `input`: a string, strings, token ids, or lists of them.", "input")
     return Call(
-        prompts=_prompts(request.input),
+        prompts=_prompts(request),
         options=Options(
             truncate_prompt_tokens=request.truncate_prompt_tokens,
             truncation_side=request.truncation_side,
@@ -92,7 +92,32 @@ def _wants_raw(request: ClassifyRequest) -> bool:
     return False
 
 
-def _prompts(value: str | list[str | int | list[int]]) -> list[Prompt]:
+def _prompts(request: ClassifyRequest) -> list[Prompt]:
+    if request.messages is None:
+        return _inputs(request.input)
+    if request.input is not None:
+        raise RequestError("Both `input` and `messages` are given; send one.", param="messages")
+    if not request.messages:
+        raise RequestError("`messages` is empty; a conversation needs at least one message.", param="messages")
+    if request.chat_template is not None:
+        raise RequestError(
+            "`chat_template` is not accepted from requests; the server's --chat-template sets one.", "chat_template"
+        )
+    if request.continue_final_message and request.add_generation_prompt:
+        raise RequestError("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+    return [
+        ChatPrompt(
+            request.messages,
+            request.add_generation_prompt,
+            request.continue_final_message,
+            request.chat_template_kwargs or {},
+        )
+    ]
+
+
+def _inputs(value: str | list[str | int | list[int]] | None) -> list[Prompt]:
+    if value is None:
+        raise RequestError("Missing required field `input`: a string, strings, token ids, or lists of them.", "input")
     if isinstance(value, str):
         return [_text(value, "Input")]
     if not value:

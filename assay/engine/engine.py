@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from pathlib import Path
 from typing import Self
 
 from assay.config import EngineConfig
@@ -20,7 +21,7 @@ from assay.errors import AssayError, ConfigError, InternalError, QueueFullError,
 from assay.metrics import Metrics
 from assay.model.registry import LoadedModel, load_model
 from assay.model.weights import resolve
-from assay.sequence import Options, Prediction, Prompt, Sequence, TextPrompt
+from assay.sequence import Options, Prediction, Prompt, Sequence, TextPrompt, TokenPrompt
 
 _log = logging.getLogger("assay.engine")
 _CHARACTERS_PER_TOKEN = 4  # stands for a text's tokens until they are counted
@@ -62,10 +63,12 @@ class Engine:
     def load(cls, config: EngineConfig, metrics: Metrics | None = None) -> Self:
         """Resolve, read and warm up the model. Slow: call it off the event loop. Raises SetupError."""
         folder = resolve(config.model, config.revision)
-        text_tokenizer = load_tokenizer(folder)
+        text_tokenizer = load_tokenizer(folder, Path(config.chat_template) if config.chat_template else None)
         model = load_model(folder, config.dtype, config.device)
         max_model_len = _max_model_len(config.max_model_len, text_tokenizer.model_max_length, model.max_positions)
-        pool = TokenizerPool(text_tokenizer, model.vocab_size, max_model_len, config.tokenizer_threads)
+        pool = TokenizerPool(
+            text_tokenizer, model.vocab_size, max_model_len, config.tokenizer_threads, model.type_vocab_size
+        )
         engine = cls(config, model, pool, max_model_len, metrics or Metrics())
         engine._runner.warm_up()
         return engine
@@ -256,9 +259,13 @@ class _Waiter:
 
 
 def _estimate(prompt: Prompt) -> int:
+    if isinstance(prompt, TokenPrompt):
+        return len(prompt.token_ids)
     if isinstance(prompt, TextPrompt):
-        return (len(prompt.text) + len(prompt.text_pair or "")) // _CHARACTERS_PER_TOKEN + 1
-    return len(prompt.token_ids)
+        characters = len(prompt.text) + len(prompt.text_pair or "")
+    else:
+        characters = sum(len(str(message.get("content"))) for message in prompt.messages)
+    return characters // _CHARACTERS_PER_TOKEN + 1
 
 
 def _max_model_len(asked: int | None, tokenizer: int | None, positions: int) -> int:

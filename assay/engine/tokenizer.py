@@ -5,12 +5,15 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
+from assay.engine.chat import ChatTemplate, load_chat_template, text_of
+from assay.engine.vocabularies import build_tokenizer
 from assay.errors import CheckpointError, ContextLengthError, RequestError
 from assay.model.weights import read_json
-from assay.sequence import Options, Prompt, Sequence, TextPrompt, TokenPrompt, TruncationSide
+from assay.sequence import ChatPrompt, Options, Prompt, Sequence, TextPrompt, TokenPrompt, TruncationSide
 
 # tokenizer_config.json writes "no limit" as 1e30.
 _NO_LIMIT = 1e20
@@ -18,32 +21,47 @@ _NO_LIMIT = 1e20
 
 @dataclass(frozen=True, slots=True)
 class TextTokenizer:
-    """A tokenizer and what its config says. `model_max_length` is None where the config sets no real limit."""
+    """A tokenizer and what its checkpoint says of it.
+
+    model_max_length: None where the config sets no real limit.
+    chat_template: None where the checkpoint has none.
+    suffix_id: a token that every text and conversation must end with (InternLM2's reward token).
+    """
 
     tokenizer: Tokenizer
     model_max_length: int | None
     truncation_side: TruncationSide
+    chat_template: ChatTemplate | None = None
+    suffix_id: int | None = None
 
 
-def load_tokenizer(folder: Path) -> TextTokenizer:
+def load_tokenizer(folder: Path, chat_template: Path | None = None) -> TextTokenizer:
     """The tokenizer of a checkpoint folder. Raises CheckpointError when it is missing or broken."""
+    model_config, config = (_json_or_nothing(folder / name) for name in ("config.json", "tokenizer_config.json"))
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no tokenizer.json.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+    elif (folder / "vocab.txt").is_file() or (folder / "merges.txt").is_file():
+        tokenizer = build_tokenizer(folder, config, str(model_config.get("model_type") or ""))
+    else:
+        raise CheckpointError(f"{folder} has no tokenizer.json, no vocab.txt and no merges.txt.")
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    config_path = folder / "tokenizer_config.json"
-    config = read_json(config_path) if config_path.is_file() else {}
     limit = config.get("model_max_length")
     return TextTokenizer(
         tokenizer,
         model_max_length=int(limit) if isinstance(limit, int | float) and limit < _NO_LIMIT else None,
         truncation_side="left" if config.get("truncation_side") == "left" else "right",
+        chat_template=load_chat_template(folder, config, chat_template),
+        suffix_id=model_config.get("reward_token_id"),
     )
+
+
+def _json_or_nothing(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 class TokenizerPool:
@@ -51,13 +69,28 @@ class TokenizerPool:
 
     vocab_size: ids at or above it have no row in the model's embedding.
     max_model_len: longest sequence, special tokens included.
+    type_vocab_size: token types that the model tells apart; under two, none are kept.
     """
 
-    def __init__(self, text_tokenizer: TextTokenizer, vocab_size: int, max_model_len: int, threads: int) -> None:
+    def __init__(
+        self,
+        text_tokenizer: TextTokenizer,
+        vocab_size: int,
+        max_model_len: int,
+        threads: int,
+        type_vocab_size: int = 2,
+    ) -> None:
         self._tokenizer = text_tokenizer.tokenizer
         self._truncation_side = text_tokenizer.truncation_side
+        self._chat_template = text_tokenizer.chat_template
+        self._suffix_id = text_tokenizer.suffix_id
+        if self._suffix_id is not None and self._suffix_id >= vocab_size:
+            raise CheckpointError(
+                f"config.json: reward_token_id {self._suffix_id} is not below vocab_size {vocab_size}."
+            )
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
+        self._has_types = type_vocab_size > 1
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="assay-tokenizer")
 
     async def encode(self, prompts: Seq[Prompt], options: Options) -> list[Sequence]:
@@ -70,27 +103,31 @@ class TokenizerPool:
     def encode_now(self, prompts: Seq[Prompt], options: Options) -> list[Sequence]:
         """The same in the calling thread."""
         limit = self._limit(options)
-        texts = [_text_of(prompt) for prompt in prompts if isinstance(prompt, TextPrompt)]
-        encodings = iter(self._encode(texts, options.add_special_tokens))
+        texts = [self._text_of(prompt) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
+        special = [_adds_special(prompt, options) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
+        encodings = iter(self._encode(texts, special))
         sequences = []
         for index, prompt in enumerate(prompts):
             if isinstance(prompt, TokenPrompt):
                 sequence = self._from_ids(prompt.token_ids, limit, options)
             else:
                 sequence = self._from_text(prompt, next(encodings), limit, options)
-            if not sequence.num_tokens:
-                raise RequestError(f"Input at index {index} is empty: it has no tokens.", param="input")
-            if sequence.num_tokens > self._max_model_len:
-                raise ContextLengthError(
-                    f"This model's maximum context length is {self._max_model_len} tokens. However, your prompt "
-                    f"contains {sequence.num_tokens} input tokens (input at index {index}). Shorten it, or set "
-                    "truncate_prompt_tokens to -1 to cut it.",
-                    param="input",
-                )
+            self._check_length(sequence.num_tokens, index)
             sequence.index = index
             sequence.priority = options.priority
             sequences.append(sequence)
         return sequences
+
+    def _check_length(self, num_tokens: int, index: int) -> None:
+        if not num_tokens:
+            raise RequestError(f"Input at index {index} is empty: it has no tokens.", param="input")
+        if num_tokens > self._max_model_len:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self._max_model_len} tokens. However, your prompt "
+                f"contains {num_tokens} input tokens (input at index {index}). Shorten it, or set "
+                "truncate_prompt_tokens to -1 to cut it.",
+                param="input",
+            )
 
     def _limit(self, options: Options) -> int | None:
         """Tokens to cut to, or None where the caller wants no cutting."""
@@ -111,11 +148,23 @@ class TokenizerPool:
             )
         return limit
 
-    def _encode(self, texts: list[str | tuple[str, str]], add_special_tokens: bool) -> list[Encoding]:
+    def _text_of(self, prompt: TextPrompt | ChatPrompt, contents: list[str] | None = None) -> str | tuple[str, str]:
+        if isinstance(prompt, TextPrompt):
+            return prompt.text if prompt.text_pair is None else (prompt.text, prompt.text_pair)
+        if self._chat_template is None:
+            raise RequestError(
+                "This model has no chat template; send `input`, or start the server with --chat-template FILE.",
+                param="messages",
+            )
+        return self._chat_template.render(prompt, contents)
+
+    def _encode(self, texts: list[str | tuple[str, str]], special: list[bool]) -> list[Encoding]:
         if not texts:
             return []
+        if len(set(special)) > 1:  # texts and conversations in one call: only the library can do that
+            return [self._encode([text], [adds])[0] for text, adds in zip(texts, special, strict=True)]
         try:
-            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=special[0])
         except TypeError:  # what the library makes of text that is no Unicode
             raise RequestError(
                 "The text holds a lone surrogate (U+D800 to U+DFFF), which is no Unicode character.", param="input"
@@ -132,28 +181,72 @@ class TokenizerPool:
             token_ids = token_ids[-limit:] if self._side(options) == "left" else token_ids[:limit]
         return Sequence(token_ids)
 
-    def _from_text(self, prompt: TextPrompt, encoding: Encoding, limit: int | None, options: Options) -> Sequence:
-        if limit is not None and len(encoding.ids) > limit:
-            encoding = self._truncated(prompt, limit, options)
-        types = encoding.type_ids
-        return Sequence(encoding.ids, types if any(types) else None)
+    def _from_text(
+        self, prompt: TextPrompt | ChatPrompt, encoding: Encoding, limit: int | None, options: Options
+    ) -> Sequence:
+        suffix = [] if self._suffix_id is None or encoding.ids[-1:] == [self._suffix_id] else [self._suffix_id]
+        room = None if limit is None else limit - len(suffix)
+        if room is not None and len(encoding.ids) > room and isinstance(prompt, ChatPrompt):
+            encoding = self._cut_conversation(prompt, room, options)
+        ids, types = encoding.ids, encoding.type_ids
+        if room is not None and len(ids) > room:
+            kept = self._kept(encoding.sequence_ids, room, options)
+            ids, types = [ids[i] for i in kept], [types[i] for i in kept]
+        if max(ids, default=0) >= self._vocab_size:
+            raise RequestError(
+                f"The tokenizer gives this text the id {max(ids)}, but the model has only {self._vocab_size} "
+                "embeddings: the checkpoint's tokenizer knows tokens that its model does not.",
+                param="input",
+            )
+        has_types = self._has_types and any(types)
+        return Sequence(ids + suffix, types + [0] * len(suffix) if has_types else None)
 
-    def _truncated(self, prompt: TextPrompt, limit: int, options: Options) -> Encoding:
-        """Cut the texts, then add the special tokens again, so that none of them is lost and token types fit."""
-        tokenizer, special, is_pair = self._tokenizer, options.add_special_tokens, prompt.text_pair is not None
-        room = limit - (tokenizer.num_special_tokens_to_add(is_pair) if special else 0)
+    def _kept(self, owners: list[int | None], limit: int, options: Options) -> list[int]:
+        """Places that stay when texts are cut to `limit`: every special token (its owner is None), and of each text
+        its start or end. By hand: the library keeps all that it cuts off, for a pair in every combination.
+        """
+        places = [i for i, owner in enumerate(owners) if owner is None]
+        texts = [[i for i, owner in enumerate(owners) if owner == text] for text in (0, 1)]
+        room = limit - len(places)
         if room < 1:
             raise RequestError(
                 f"truncate_prompt_tokens is {limit}, which leaves no room beside this model's special tokens.",
                 param="truncate_prompt_tokens",
             )
-        first = tokenizer.encode(prompt.text, add_special_tokens=False)
-        second = tokenizer.encode(prompt.text_pair, add_special_tokens=False) if prompt.text_pair is not None else None
-        lengths = longest_first(len(first.ids), len(second.ids) if second else 0, room)
-        first.truncate(lengths[0], direction=self._side(options))
-        if second is not None:
-            second.truncate(lengths[1], direction=self._side(options))
-        return tokenizer.post_process(first, second, special)
+        from_left = self._side(options) == "left"
+        for text, length in zip(texts, longest_first(len(texts[0]), len(texts[1]), room), strict=True):
+            places += text[len(text) - length :] if from_left else text[:length]
+        return sorted(places)
+
+    def _cut_conversation(self, prompt: ChatPrompt, limit: int, options: Options) -> Encoding:
+        """Cut the messages' contents to one common length, the greatest that fits, and leave the template whole.
+
+        The pooled token is the template's last: cut off, the score would be of something else.
+        """
+        contents = [text_of(message) for message in prompt.messages]
+        offsets = [self._tokenizer.encode(text, add_special_tokens=False).offsets for text in contents]
+        special = _adds_special(prompt, options)
+        side = self._side(options)
+
+        def encoded(longest: int) -> Encoding:
+            cut = [_cut(text, spans, longest, side) for text, spans in zip(contents, offsets, strict=True)]
+            return self._encode([self._text_of(prompt, cut)], [special])[0]
+
+        fits, too_long = 0, max(map(len, offsets), default=0)
+        best = encoded(fits)
+        if len(best.ids) > limit:
+            raise RequestError(
+                f"The chat template alone takes {len(best.ids)} tokens; truncate_prompt_tokens allows {limit}.",
+                param="truncate_prompt_tokens",
+            )
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            candidate = encoded(middle)
+            if len(candidate.ids) <= limit:
+                fits, best = middle, candidate
+            else:
+                too_long = middle
+        return best
 
     def _side(self, options: Options) -> TruncationSide:
         return options.truncation_side or self._truncation_side
@@ -167,5 +260,14 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
 
 
-def _text_of(prompt: TextPrompt) -> str | tuple[str, str]:
-    return prompt.text if prompt.text_pair is None else (prompt.text, prompt.text_pair)
+def _adds_special(prompt: Prompt, options: Options) -> bool:
+    return not isinstance(prompt, ChatPrompt) if options.add_special_tokens is None else options.add_special_tokens
+
+
+def _cut(text: str, offsets: list[tuple[int, int]], longest: int, side: TruncationSide) -> str:
+    """The first or last `longest` tokens of a text."""
+    if len(offsets) <= longest:
+        return text
+    if longest == 0:
+        return ""
+    return text[offsets[-longest][0] :] if side == "left" else text[: offsets[longest - 1][1]]

@@ -1,0 +1,15 @@
+"""Fixtures that several files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Public data that is not part of the repository: ASSAY_TEST_DATA, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("ASSAY_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no test data in {folder}; set ASSAY_TEST_DATA to its folder")
+    return folder

@@ -1,0 +1,286 @@
+"""The scheduler's promises, as properties over plain data. Nothing here, or in the scheduler, needs torch."""
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from assay.engine.scheduler import SECONDS_PER_TOKEN, Scheduler
+from assay.sequence import Sequence
+
+BUDGET = 32
+
+
+def request(lengths: list[int], arrival: float = 0.0, priority: int = 0) -> list[Sequence]:
+    return [
+        Sequence([1] * length, index=index, arrival=arrival, priority=priority) for index, length in enumerate(lengths)
+    ]
+
+
+def serve_all(scheduler: Scheduler) -> list[list[Sequence]]:
+    """Every batch until nothing waits."""
+    batches: list[list[Sequence]] = []
+    while batch := scheduler.next_batch():
+        batches.append(batch)
+    return batches
+
+
+def served(scheduler: Scheduler) -> list[Sequence]:
+    return [sequence for batch in serve_all(scheduler) for sequence in batch]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Any interleaving of requests, cancellations, batches and drains, against a plain list of what must wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(BUDGET)
+        self.now = 0.0
+        self.requests: list[list[Sequence]] = []
+        self.waiting: list[Sequence] = []
+        self.gone: list[Sequence] = []  # served, drained or cancelled: never to be seen again
+
+    @rule(
+        lengths=st.lists(st.integers(1, 2 * BUDGET), min_size=0, max_size=12),
+        priority=st.integers(-1, 1),
+        passed=st.sampled_from([0.0, 1e-4, 1e-3, 1.0]),
+    )
+    def add(self, lengths: list[int], priority: int, passed: float) -> None:
+        self.now += passed
+        sequences = request(lengths, self.now, priority)
+        self.scheduler.add(sequences)
+        self.requests.append(sequences)
+        self.waiting += sequences
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """Some or all of a request, whatever became of it: waiting, served or cancelled before."""
+        chosen = data.draw(st.sampled_from(self.requests))
+        kept = data.draw(st.integers(0, len(chosen)))
+        self.scheduler.cancel(chosen[kept:])
+        for sequence in chosen[kept:]:
+            self._leaves(sequence)
+
+    @rule()
+    def next_batch(self) -> None:
+        top = max((sequence.priority for sequence in self.waiting), default=None)
+        heads = [self._waiting_of(one)[:1] for one in self.requests]
+        batch = self.scheduler.next_batch()
+        assert bool(batch) == bool(self.waiting), "an empty batch while something waits, or the reverse"
+        assert len(batch) == 1 or sum(sequence.num_tokens for sequence in batch) <= BUDGET
+        if batch:
+            assert batch[0].priority == top
+            assert [batch[0]] in heads, "a request's sequences are served in order"
+        assert [sequence.priority for sequence in batch] == sorted((s.priority for s in batch), reverse=True)
+        for one in self.requests:
+            mine = [sequence for sequence in batch if sequence in one]
+            assert mine == self._waiting_of(one)[: len(mine)]
+        self._take(batch)
+        left_over = max((sequence.priority for sequence in self.waiting), default=None)
+        if batch and left_over is not None:
+            assert batch[-1].priority >= left_over
+
+    @rule()
+    def drain(self) -> None:
+        drained = self.scheduler.drain()
+        assert set(drained) == set(self.waiting)
+        assert [s.priority for s in drained] == sorted((s.priority for s in drained), reverse=True)
+        self._take(drained)
+        assert self.scheduler.next_batch() == []
+
+    def _waiting_of(self, one: list[Sequence]) -> list[Sequence]:
+        return [sequence for sequence in one if sequence in self.waiting]
+
+    def _take(self, batch: list[Sequence]) -> None:
+        assert len(set(batch)) == len(batch)
+        for sequence in batch:
+            assert sequence not in self.gone, "served twice, or after it was cancelled"
+            self._leaves(sequence)
+
+    def _leaves(self, sequence: Sequence) -> None:
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+            self.gone.append(sequence)
+
+    @invariant()
+    def counters_are_true(self) -> None:
+        assert self.scheduler.num_sequences == len(self.waiting)
+        assert self.scheduler.num_tokens == sum(sequence.num_tokens for sequence in self.waiting)
+
+    @invariant()
+    def queued_means_waiting(self) -> None:
+        assert all(sequence.queued for sequence in self.waiting)
+        assert not any(sequence.queued for sequence in self.gone)
+
+    def teardown(self) -> None:
+        """Whatever still waits is served in the end."""
+        for batch in serve_all(self.scheduler):
+            self._take(batch)
+        assert not self.waiting
+        self.counters_are_true()
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestSchedulerMachine = SchedulerMachine.TestCase
+
+
+requests = st.lists(
+    st.tuples(
+        st.lists(st.integers(1, 40), min_size=1, max_size=8),  # lengths
+        st.integers(0, 50).map(lambda milliseconds: milliseconds / 1000),  # arrival
+        st.integers(-2, 2),  # priority
+    ),
+    max_size=10,
+)
+
+
+@given(requests, st.integers(1, 64))
+def test_everything_is_served_once_within_the_budget(asked: list[tuple[list[int], float, int]], budget: int) -> None:
+    scheduler = Scheduler(budget)
+    added = [request(*one) for one in asked]
+    for sequences in added:
+        scheduler.add(sequences)
+    batches = serve_all(scheduler)
+    flat = [sequence for batch in batches for sequence in batch]
+    assert len(flat) == len(set(flat))
+    assert set(flat) == {sequence for sequences in added for sequence in sequences}
+    for batch in batches:
+        assert len(batch) == 1 or sum(sequence.num_tokens for sequence in batch) <= budget
+    for sequences in added:
+        places = [flat.index(sequence) for sequence in sequences]
+        assert places == sorted(places)
+    assert [s.priority for s in flat] == sorted((s.priority for s in flat), reverse=True)
+
+
+@given(requests, st.integers(1, 64))
+def test_no_batch_stops_short_of_its_budget(asked: list[tuple[list[int], float, int]], budget: int) -> None:
+    """The sequence that opens a batch did not fit into the one before."""
+    scheduler = Scheduler(budget)
+    for one in asked:
+        scheduler.add(request(*one))
+    batches = serve_all(scheduler)
+    for batch, following in pairwise(batches):
+        assert sum(sequence.num_tokens for sequence in batch) + following[0].num_tokens > budget
+
+
+@given(requests)
+def test_nobody_overtakes_without_bound(asked: list[tuple[list[int], float, int]]) -> None:
+    """Of equal priority, what comes later than a request by the time its tokens are worth stands behind all of it."""
+    scheduler = Scheduler(BUDGET)
+    added = [request(lengths, arrival) for lengths, arrival, _ in asked]
+    for sequences in added:
+        scheduler.add(sequences)
+    place = {sequence: i for i, sequence in enumerate(served(scheduler))}
+    for early in added:
+        worth = sum(sequence.num_tokens for sequence in early) * SECONDS_PER_TOKEN
+        for late in added:
+            if late[0].arrival > early[0].arrival + worth:
+                assert max(place[s] for s in early) < min(place[s] for s in late)
+            elif late[0].arrival > early[0].arrival:
+                assert place[early[0]] < place[late[0]], "the first of a request waits for no later one"
+
+
+def test_a_long_request_ends_although_short_ones_keep_coming() -> None:
+    """Short requests alone would fill every batch; yet the long one is done once its time has come."""
+    scheduler = Scheduler(BUDGET)
+    bulk = request([8] * 100)
+    scheduler.add(bulk)
+    seconds_per_batch = BUDGET * SECONDS_PER_TOKEN
+    left = set(bulk)
+    batches = 0
+    while left:
+        now = batches * seconds_per_batch + 1e-9
+        for _ in range(BUDGET // 8):
+            scheduler.add(request([8], now))
+        left -= set(scheduler.next_batch())
+        batches += 1
+        # While the long one ages by its own worth, as many tokens of others come as it has itself.
+        assert batches <= 2 * 100 * 8 // BUDGET + 1, f"{len(left)} sequences starve"
+    assert scheduler.num_tokens > 0, "the stream was to outlast the long request"
+
+
+def test_a_short_request_overtakes_the_tail_of_a_long_one() -> None:
+    scheduler = Scheduler(BUDGET)
+    bulk = request([8] * 1000)
+    scheduler.add(bulk)
+    assert scheduler.next_batch() == bulk[:4]
+    short = request([8], arrival=0.01)
+    scheduler.add(short)
+    batches_before = next(i for i, batch in enumerate(serve_all(scheduler)) if short[0] in batch)
+    tokens_ahead = 0.01 / SECONDS_PER_TOKEN
+    assert batches_before <= tokens_ahead / BUDGET + 1
+
+
+def test_higher_priority_first_whatever_its_age() -> None:
+    scheduler = Scheduler(BUDGET)
+    old, urgent, idle = request([8], 0.0), request([8], 100.0, priority=1), request([8], 0.0, priority=-1)
+    for sequences in (idle, old, urgent):
+        scheduler.add(sequences)
+    assert served(scheduler) == urgent + old + idle
+
+
+def test_equal_requests_are_served_as_they_came() -> None:
+    scheduler = Scheduler(BUDGET)
+    added = [request([5], arrival=1.0)[0] for _ in range(20)]
+    for sequence in added:
+        scheduler.add([sequence])
+    assert served(scheduler) == added
+
+
+def test_a_sequence_longer_than_the_budget_runs_alone() -> None:
+    scheduler = Scheduler(BUDGET)
+    sequences = request([8, 100, 8])
+    scheduler.add(sequences)
+    assert serve_all(scheduler) == [[sequences[0]], [sequences[1]], [sequences[2]]]
+
+
+def test_nothing_waits() -> None:
+    scheduler = Scheduler(BUDGET)
+    scheduler.add([])
+    assert scheduler.next_batch() == []
+    assert scheduler.drain() == []
+    assert (scheduler.num_tokens, scheduler.num_sequences) == (0, 0)
+
+
+def test_cancelled_stops_counting_at_once_and_is_never_served() -> None:
+    scheduler = Scheduler(BUDGET)
+    sequences = request([8, 9, 10])
+    scheduler.add(sequences)
+    scheduler.cancel(sequences[1:2])
+    assert (scheduler.num_tokens, scheduler.num_sequences) == (18, 2)
+    scheduler.cancel(sequences[1:2])
+    assert (scheduler.num_tokens, scheduler.num_sequences) == (18, 2)
+    assert served(scheduler) == [sequences[0], sequences[2]]
+    assert (scheduler.num_tokens, scheduler.num_sequences) == (0, 0)
+
+
+def test_cancelled_sequences_take_no_room_in_a_batch() -> None:
+    scheduler = Scheduler(BUDGET)
+    sequences = request([16, 100, 16])
+    scheduler.add(sequences)
+    scheduler.cancel(sequences[1:2])
+    assert scheduler.next_batch() == [sequences[0], sequences[2]]
+
+
+def test_cancelled_after_it_was_served() -> None:
+    scheduler = Scheduler(BUDGET)
+    sequences = request([20, 20])
+    scheduler.add(sequences)
+    assert scheduler.next_batch() == sequences[:1]
+    scheduler.cancel(sequences)
+    assert (scheduler.num_tokens, scheduler.num_sequences) == (0, 0)
+    assert sequences[0].cancelled, "the runner may still skip it"
+    assert scheduler.next_batch() == []
+
+
+def test_drain_gives_what_waits_in_order_and_empties_the_queue() -> None:
+    scheduler = Scheduler(BUDGET)
+    plain, urgent = request([8, 8, 8]), request([8], priority=3)
+    scheduler.add(plain)
+    scheduler.add(urgent)
+    scheduler.cancel(plain[1:2])
+    assert scheduler.drain() == [urgent[0], plain[0], plain[2]]
+    assert (scheduler.num_tokens, scheduler.num_sequences) == (0, 0)
+    assert scheduler.next_batch() == []
