@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from assay.config import EngineConfig
 from assay.engine.engine import Engine
-from assay.errors import RequestError
+from assay.errors import RequestError, UnavailableError
 from assay.sequence import ChatPrompt, Options, Prediction, Prompt, TextPrompt, TokenPrompt
 
 # Prompts handed to the engine at once: enough to fill several batches, few enough to keep memory flat.
@@ -27,6 +27,8 @@ class Classifier:
         if model is not None:
             config["model"] = str(model)
         self._engine = Engine.load(EngineConfig(**config))
+        self._closed = False
+        self._guard = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="assay-classifier", daemon=True)
         self._thread.start()
@@ -46,32 +48,43 @@ class Classifier:
         Raises RequestError for an input that cannot be scored, e.g. ContextLengthError for one that is too long.
         """
         prompts = [_prompt(item) for item in ([inputs] if isinstance(inputs, str) else inputs)]
-        return asyncio.run_coroutine_threadsafe(self._classify(prompts, Options(**options)), self._loop).result()
+        checked = Options(**options)
+        with self._guard:
+            if self._closed:
+                raise UnavailableError("This classifier is closed.")
+            answer = asyncio.run_coroutine_threadsafe(self._classify(prompts, checked), self._loop)
+        return answer.result()
 
     async def _classify(self, prompts: list[Prompt], options: Options) -> list[Prediction]:
         """Chunk by chunk, the next one tokenized and queued while the last is computed."""
         predictions: list[Prediction] = []
-        ahead: asyncio.Task[list[Prediction]] | None = None
+        tasks: list[asyncio.Task[list[Prediction]]] = []  # at most two: the one awaited and the one ahead
         try:
             for start in range(0, len(prompts), _CHUNK):
-                task = asyncio.create_task(self._engine.classify(prompts[start : start + _CHUNK], options))
-                if ahead is not None:
-                    predictions += await ahead
-                ahead = task
-            if ahead is not None:
-                predictions += await ahead
+                chunk = prompts[start : start + _CHUNK]
+                tasks.append(asyncio.create_task(self._engine.classify(chunk, options, start)))
+                if len(tasks) > 1:
+                    predictions += await tasks.pop(0)
+            if tasks:
+                predictions += await tasks.pop()
         finally:
-            if ahead is not None and not ahead.done():
-                ahead.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         return predictions
 
     def close(self) -> None:
         """Stop the threads. Safe to call twice."""
-        if self._thread.is_alive():
-            self._engine.close()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
+        self._engine.close()
+        asyncio.run_coroutine_threadsafe(self._engine.drain(), self._loop).result()  # whoever waits hears of it
+        asyncio.run_coroutine_threadsafe(_others_done(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +93,12 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _others_done() -> None:
+    """Wait for every other task of this loop."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _prompt(item: Any) -> Prompt:

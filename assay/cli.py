@@ -1,19 +1,26 @@
-"""The command line: serve, classify. The only reader of the environment; heavy imports wait for their command."""
+"""The command line, a function a command. The only reader of the environment; heavy imports wait for their command."""
 
 import json
 import logging
 import os
 import sys
-from typing import Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from assay import __version__
 from assay.config import ActivationChoice, Device, DType, EngineConfig, LogLevel, ServerConfig
-from assay.errors import AssayError
+from assay.errors import AssayError, ConfigError
 from assay.sequence import Prediction
+
+if TYPE_CHECKING:
+    from assay.verify import Verification
 
 app = typer.Typer(
     help="Text classifiers, reward models and rerankers: served over HTTP, or scored on the spot.",
@@ -54,6 +61,8 @@ def serve(
     chat_template: Annotated[
         str | None, typer.Option(help="Jinja file that replaces the checkpoint's template.")
     ] = None,
+    adapter: Annotated[str | None, typer.Option(help="PEFT LoRA adapter to merge: a folder or a hub id.")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, as data only.")] = False,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.")] = _ENGINE.max_batch_tokens,
     max_queue_tokens: Annotated[
         int, typer.Option(help="Tokens that may wait; over it: 429.")
@@ -85,6 +94,8 @@ def serve(
         device=device,
         activation=activation,
         chat_template=chat_template,
+        adapter=adapter,
+        allow_pickle=allow_pickle,
         max_batch_tokens=max_batch_tokens,
         max_queue_tokens=max_queue_tokens,
     )
@@ -129,12 +140,85 @@ def classify(
 
 def _print_bars(text: str, prediction: Prediction, labels: tuple[str, ...], top: int) -> None:
     """The largest scores as bars, longest first."""
-    table = Table(title=text, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    console = Console()
+    console.print(text, style="bold", markup=False, highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
     scored = sorted(zip(labels, prediction.probs, strict=True), key=lambda pair: -pair[1])
     for label, prob in scored[: top or None]:
         bar = "█" * round(30 * prob) if 0 <= prob <= 1 else ""
-        table.add_row(label, f"{prob:.4f}", bar)
+        table.add_row(escape(label), f"{prob:.4f}", bar)
+    console.print(table)
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List the architectures that run, and how: natively, or through transformers."""
+    from assay.model.reference import supported
+
+    architectures = supported()
+    if as_json:
+        for entry in architectures:
+            print(json.dumps(asdict(entry)))
+        return
+    rows = [("architecture", "family", "kind", "runs")]
+    for entry in architectures:
+        how = "natively, packed" if entry.native else "through transformers"
+        rows.append((entry.architecture, entry.family, entry.kind, how))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:  # no table of rich's: it would cut the names to the terminal's width
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if all(entry.native for entry in architectures):
+        print("\nMore run through transformers, where it is installed: pip install 'assay[transformers]'")
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="A folder or a hub id.")],
+    text: Annotated[list[str] | None, typer.Option(help="A text to compare; may be repeated.")] = None,
+    texts_file: Annotated[
+        Path | None, typer.Option(help="A UTF-8 file, one text a line.", exists=True, dir_okay=False)
+    ] = None,
+    revision: Revision = None,
+    dtype: DTypeOption = "float32",
+    device: DeviceOption = _ENGINE.device,
+) -> None:
+    """Compare a checkpoint's scores with those of transformers, on built-in samples or on your texts.
+
+    Exit code 0 where every label agrees and the logits do within the tolerance, else 1.
+    """
+    from assay.verify import SAMPLES
+    from assay.verify import verify as run
+
+    lines = texts_file.read_text("utf-8").splitlines() if texts_file else []
+    texts = [*(text or []), *(line for line in lines if line.strip())]
+    if texts_file and not texts:
+        raise ConfigError(f"{texts_file} has no texts; write one a line.")
+    verification = run(model, texts or SAMPLES, revision=revision, dtype=dtype, device=device)
+    _print_verification(verification)
+    raise typer.Exit(0 if verification.passed else 1)
+
+
+def _print_verification(verification: "Verification") -> None:
+    """A line a text, then the sum of it."""
+    table = Table("text", "tokens", "same ids", "label", "transformers", "max |Δlogit|", box=None, pad_edge=False)
+    for row in verification.comparisons:
+        same = {True: "yes", False: "NO", None: "?"}[row.same_token_ids]
+        shown = Text(" ".join(row.text.split())[:40])
+        names = Text(row.label), Text(row.reference_label)
+        table.add_row(shown, str(row.num_tokens), same, *names, f"{row.difference:.1e}")
     Console().print(table)
+    differing = sum(row.same_token_ids is False for row in verification.comparisons)
+    if verification.tokenizer_problem:
+        print(f"Token ids were not compared: {verification.tokenizer_problem}")
+    elif differing:
+        print(f"Token ids: transformers' tokenizer gives others for {differing} of {len(verification.comparisons)}.")
+    print(
+        f"{verification.architecture} in {verification.dtype}: max |Δlogit| {verification.max_difference:.1e} "
+        f"(at most {verification.tolerance:.1e} may be), labels agree on {verification.agreement:.0%}: "
+        f"{'the same scores as transformers' if verification.passed else 'NOT the same scores as transformers'}"
+    )
 
 
 def main() -> None:

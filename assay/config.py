@@ -38,6 +38,8 @@ class EngineConfig:
     max_batch_tokens: tokens in one forward pass. A longer sequence runs alone.
     max_queue_tokens: tokens that may wait; beyond it callers get QueueFullError.
     chat_template: a file with a Jinja template that replaces the checkpoint's own.
+    adapter: a PEFT LoRA adapter (folder or hub id) that is merged into the model.
+    allow_pickle: read weights that exist only as `.bin`, as data, without running a pickle's code.
     tokenizer_threads: threads that turn text into ids, off the event loop.
     """
 
@@ -50,6 +52,8 @@ class EngineConfig:
     max_queue_tokens: int = 1_048_576
     activation: ActivationChoice = "auto"
     chat_template: str | None = None
+    adapter: str | None = None
+    allow_pickle: bool = False
     tokenizer_threads: int = 2
 
     def __post_init__(self) -> None:

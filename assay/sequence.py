@@ -1,9 +1,10 @@
 """The words of the house: prompt, options, sequence, prediction. Plain data; knows neither HTTP nor torch."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from assay.config import Activation
+from assay.errors import RequestError
 
 TruncationSide = Literal["left", "right"]
 
@@ -60,6 +61,17 @@ class Options:
     add_special_tokens: bool | None = None
     activation: Activation | None = None
     priority: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises RequestError: an option of a wrong value would otherwise fail far from its caller."""
+        for name, allowed in (("activation", get_args(Activation)), ("truncation_side", get_args(TruncationSide))):
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise RequestError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.", param=name)
+        for name in ("truncate_prompt_tokens", "priority"):
+            value = getattr(self, name)
+            if value is not None and type(value) is not int:
+                raise RequestError(f"{name} is {value!r}; it must be an integer.", param=name)
 
 
 @dataclass(slots=True)

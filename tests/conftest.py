@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Before anybody imports torch, and for every process that a test starts: on tiny models OpenMP's spinning threads only
+# fight each other, by factors where the machine has other work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -44,10 +44,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model.rotary",),
     ("model.mlp",),
     ("model.blueprint",),
+    ("model.decoder_config",),
     ("model.bert", "model.modernbert", "model.deberta", "model.decoder"),
     ("model.heads",),
     ("model.weights",),
+    ("model.adapter",),
     ("model.registry",),
+    ("model.reference",),
     ("model.fallback",),
     ("engine",),
     ("engine.chat", "engine.vocabularies"),
@@ -56,6 +59,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.runner",),
     ("engine.engine",),
     ("classifier",),
+    ("verify",),
     ("files",),
     ("evaluate",),
     ("server",),
@@ -80,13 +84,13 @@ HEAVY = {"torch", "transformers", "tokenizers", "threading", "asyncio", "concurr
 
 # Who may know of what. Everything else may not.
 ONLY_THERE = {
-    "transformers": ("assay.model.fallback", "assay.cli"),
+    "transformers": ("assay.model.reference",),
     "starlette": ("assay.server", "assay.scale"),
     "uvicorn": ("assay.server", "assay.scale"),
     "typer": ("assay.cli",),
     "rich": ("assay.cli",),
     "huggingface_hub": ("assay.model.weights",),
-    "safetensors": ("assay.model.weights",),
+    "safetensors": ("assay.model.weights", "assay.model.adapter"),
     "prometheus_client": ("assay.metrics", "assay.server"),
 }
 

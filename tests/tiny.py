@@ -5,10 +5,12 @@ Knows nothing of assay's own model code. Imports transformers, which the product
 
 import json
 import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
@@ -84,3 +86,19 @@ def save_bert(folder: Path, seed: int = 0, num_labels: int = 3, shard: str = "1G
     model.save_pretrained(folder, max_shard_size=shard)
     save_bert_tokenizer(folder)
     return model
+
+
+def bert_logits(model: PreTrainedModel, token_ids: list[int], token_type_ids: list[int] | None = None) -> torch.Tensor:
+    """What transformers says of one sequence, alone and unpadded: logits [labels], float32."""
+    types = None if token_type_ids is None else torch.tensor([token_type_ids])
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=torch.tensor([token_ids]), token_type_ids=types).logits[0].float()
+    return logits
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Load model.safetensors as a dict of name → tensor, let `change` alter it in place, and save it again."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})

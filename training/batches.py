@@ -20,7 +20,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded to its longest text: `input_ids` and `attention_mask` are `[seqs, longest]`, `rows` their places in the data."""
+    """Padded to its longest text: `input_ids` and `attention_mask` `[seqs, longest]`; `rows` are places in the data."""
 
     input_ids: Tensor
     attention_mask: Tensor

@@ -36,10 +36,11 @@ def export(trained: Path, out: Path) -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     given = model.config.to_dict() | {"architectures": ["BertForSequenceClassification"]}
     config = {key: given[key] for key in CONFIG_KEYS} | {
-        "id2label": {str(id_): label for id_, label in model.config.id2label.items()},
-        "label2id": model.config.label2id,
+        "id2label": {str(id_): label for id_, label in (model.config.id2label or {}).items()},
+        "label2id": dict(sorted((model.config.label2id or {}).items(), key=lambda item: item[1])),
         "dtype": "float16",
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One training loop for teacher and student: AdamW, warm-up and linear decay, the best epoch on dev kept."""
+"""One training loop for teacher and student: AdamW, warm-up and decay, the best epoch on dev kept."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ from training.scores import Floats, best_threshold, score
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to learn. `head_lr` is for the pooler and the classifier, `lr` for everything below."""
+    """How long and how fast to learn. `head_lr` is for the pooler and the classifier, `lr` for everything below.
+
+    The rate rises for `warmup_steps`, holds, and falls to nothing over the last `decay_steps`.
+    """
 
     epochs: int
+    warmup_steps: int
+    decay_steps: int
     batch_size: int = 64
     lr: float = 1e-4
     head_lr: float = 5e-4
     weight_decay: float = 0.01
-    warmup: float = 0.1
     max_grad_norm: float = 1.0
 
 
@@ -42,8 +46,9 @@ def fit(
     """
     optimizer = _optimizer(model, recipe)
     total = recipe.epochs * epoch(0)[0]
-    warmup = int(total * recipe.warmup)
-    schedule = LambdaLR(optimizer, lambda step: min((step + 1) / warmup, (total - step) / (total - warmup)))
+    schedule = LambdaLR(
+        optimizer, lambda step: min((step + 1) / recipe.warmup_steps, 1.0, (total - step) / recipe.decay_steps)
+    )
     highest, began, step = -1.0, time.monotonic(), 0
     for number in range(recipe.epochs):
         model.train()
@@ -52,7 +57,7 @@ def fit(
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             loss = loss_of(logits.float(), batch)
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
             schedule.step()
@@ -68,12 +73,12 @@ def fit(
 
 def predict(model: BertForSequenceClassification, data: Encoded) -> Floats:
     """Probabilities `[texts, labels]` in float32, in the order of the data."""
-    model.eval()
-    probs = torch.empty(len(data.token_ids), model.config.num_labels)
+    model.train(False)
+    probs = torch.empty(len(data.token_ids), model.classifier.out_features)
     with torch.inference_mode():
         for batch in by_length(data, 64):
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            probs[batch.rows] = logits.sigmoid()
+            probs[batch.rows] = logits.float().sigmoid()
     result: Floats = probs.numpy()
     return result
 
@@ -92,7 +97,8 @@ def _optimizer(model: BertForSequenceClassification, recipe: Recipe) -> torch.op
 def _keep_if_better(
     model: BertForSequenceClassification, dev: Encoded, number: int, highest: float, best: Path
 ) -> float:
-    probs = predict(model, dev)
+    with torch.autocast("cpu", torch.bfloat16):
+        probs = predict(model, dev)
     targets: Floats = dev.targets.numpy()
     threshold = best_threshold(targets, probs)
     scores = score(targets, probs, threshold)

@@ -1,4 +1,4 @@
-"""GoEmotions (Demszky et al., 2020) as texts and a matrix of labels. Knows the file format; nothing of models or tokens."""
+"""GoEmotions (Demszky et al., 2020) as texts and a matrix of labels. Knows the file format, not models or tokens."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ def neuron_importance(model: BertForSequenceClassification, batches: Iterable[Ba
 
     The mean over tokens of |activation x gradient| (Molchanov et al., 2017).
     """
-    model.eval()
-    layers = model.bert.encoder.layer
+    model.train(False)
+    layers = list(model.bert.encoder.layer)
     totals = [torch.zeros(model.config.intermediate_size) for _ in layers]
     seen: dict[int, Tensor] = {}
 
@@ -28,14 +28,15 @@ def neuron_importance(model: BertForSequenceClassification, batches: Iterable[Ba
             output.retain_grad()
             seen[number] = output
 
-        handles.append(layers[number].intermediate.register_forward_hook(keep))
+        handles.append(layers[number].get_submodule("intermediate").register_forward_hook(keep))
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     for number in range(len(layers)):
         watch(number)
     for batch in batches:
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        binary_cross_entropy_with_logits(logits, batch.targets, reduction="sum").backward()
+        loss = binary_cross_entropy_with_logits(logits, batch.targets, reduction="sum")
+        torch.autograd.backward(loss)
         for number, output in seen.items():
             assert output.grad is not None
             totals[number] += (output.detach() * output.grad).abs().sum(dim=(0, 1))

@@ -1,4 +1,4 @@
-"""The student: the teacher with fewer word pieces and narrower layers, taught by the teacher's probabilities."""
+"""The student: the teacher with fewer word pieces and narrower layers, taught by raters and teacher together."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from training.prune import cut, neuron_importance
 from training.vocabulary import build_tokenizer, count_words, pieces_of, prune
 
 MAX_TOKENS = 64
-RECIPE = Recipe(epochs=7, lr=2e-4)
+RECIPE = Recipe(epochs=4, warmup_steps=300, decay_steps=2034, lr=2e-4)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is left of the teacher. About 9.8 million parameters: 19.7 MB in float16."""
+    """What is left of the teacher. About 9.84 million parameters: 19.7 MB in float16."""
 
-    pieces: int = 6300
+    pieces: int = 6200
     layers: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     width: int = 768
 
 
 SHAPE = Shape()
-TEACHER_SHARE = 0.7
+TEACHER_SHARE = 0.5
 """Weight of the teacher's probability against the rater's label in a target."""
-INVENTED_SHARE = 0.5
-"""Invented texts in an epoch, as a share of the real ones."""
-TEXTS_FOR_IMPORTANCE = 6400
+TEXTS_FOR_IMPORTANCE = 1600
+THINNED_SHARE = 0.5
+"""Texts that lose words in an epoch, and `WORD_DROPOUT` the share of words that they lose."""
+WORD_DROPOUT = 0.1
 
 
 def train_student(teacher_folder: Path, train: Split, dev: Split, best: Path) -> None:
@@ -49,29 +50,47 @@ def train_student(teacher_folder: Path, train: Split, dev: Split, best: Path) ->
     real = encode(teacher_tokenizer, train.texts, train.targets, MAX_TOKENS)
     student, tokenizer = _cut_student(teacher, teacher_tokenizer, train, real, generator)
     best.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(best / "tokenizer.json"))
+    tokenizer.save(str(best / "tokenizer.json"), pretty=False)
 
-    taught = TEACHER_SHARE * _ask(teacher, real) + (1 - TEACHER_SHARE) * train.targets
-    invented = int(len(train.texts) * INVENTED_SHARE)
-    batches = -(-(len(train.texts) + invented) // RECIPE.batch_size)
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = torch.from_numpy(predict(teacher, real))
+    targets = TEACHER_SHARE * answers + (1 - TEACHER_SHARE) * train.targets
+    weights = positive_weights(train.targets)
+    batches = -(-len(train.texts) // RECIPE.batch_size)
 
     def epoch(number: int) -> tuple[int, Iterator[Batch]]:
-        def batches_of_epoch() -> Iterator[Batch]:
-            texts = invent(train.texts, invented, random.Random(number))
-            answers = _ask(teacher, encode(teacher_tokenizer, texts, torch.empty(len(texts), 0), MAX_TOKENS))
-            data = encode(tokenizer, train.texts + texts, torch.cat([taught, answers]), MAX_TOKENS)
-            yield from shuffled(data, RECIPE.batch_size, generator)
-
-        return batches, batches_of_epoch()
+        data = encode(tokenizer, thin(train.texts, random.Random(number)), targets, MAX_TOKENS)
+        return batches, shuffled(data, RECIPE.batch_size, generator)
 
     fit(
         student,
         epoch,
-        lambda logits, batch: binary_cross_entropy_with_logits(logits, batch.targets),
+        lambda logits, batch: binary_cross_entropy_with_logits(logits, batch.targets, pos_weight=weights),
         encode(tokenizer, dev.texts, dev.targets, MAX_TOKENS),
         RECIPE,
         best,
     )
+
+
+def positive_weights(targets: Tensor) -> Tensor:
+    """For each label `[labels]` the square root of its negatives per positive: 1.4 for neutral, 24 for grief.
+
+    Without it the five labels with fewer than 400 texts are not learned in this many epochs. A probability's odds come
+    out larger by this factor, which also brings the best single threshold near one half.
+    """
+    positives = targets.sum(dim=0)
+    return ((len(targets) - positives) / positives).sqrt()
+
+
+def thin(texts: list[str], rng: random.Random) -> list[str]:
+    """The texts, some of them with some words gone: a student that sees a text often should not learn it by heart."""
+    thinned: list[str] = []
+    for text in texts:
+        words = text.split()
+        if rng.random() < THINNED_SHARE:
+            words = [word for word in words if rng.random() > WORD_DROPOUT] or words
+        thinned.append(" ".join(words))
+    return thinned
 
 
 def _cut_student(
@@ -87,22 +106,3 @@ def _cut_student(
     importance = neuron_importance(teacher, shuffled(sample, 64, generator))
     student = cut(teacher, teacher_tokenizer, pieces, SHAPE.layers, SHAPE.width, importance)
     return student, build_tokenizer(pieces)
-
-
-def invent(texts: list[str], count: int, rng: random.Random) -> list[str]:
-    """Texts that nobody wrote: the head of one and the tail of another, or one with a tenth of its words gone."""
-    made: list[str] = []
-    while len(made) < count:
-        words = rng.choice(texts).split()
-        if rng.random() < 0.5:
-            other = rng.choice(texts).split()
-            words = words[: rng.randint(1, max(1, len(words)))] + other[rng.randint(0, len(other)) :]
-        words = [word for word in words if rng.random() > 0.1]
-        if words:
-            made.append(" ".join(words))
-    return made
-
-
-def _ask(teacher: BertForSequenceClassification, data: Encoded) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        return torch.from_numpy(predict(teacher, data))

@@ -17,7 +17,7 @@ from training.vocabulary import build_tokenizer, count_words, frequent_symbols, 
 
 MAX_TOKENS = 64
 MIN_SYMBOL_COUNT = 3
-RECIPE = Recipe(epochs=4)
+RECIPE = Recipe(epochs=4, warmup_steps=271, decay_steps=2445)
 
 
 def train_teacher(train: Split, dev: Split, labels: list[str], best: Path) -> None:
@@ -28,7 +28,7 @@ def train_teacher(train: Split, dev: Split, labels: list[str], best: Path) -> No
     model = _with_head(base, labels)
     _add_embeddings(model, tokenizer)
     best.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(best / "tokenizer.json"))
+    tokenizer.save(str(best / "tokenizer.json"), pretty=False)
     data = encode(tokenizer, train.texts, train.targets, MAX_TOKENS)
     generator = torch.Generator().manual_seed(0)
     batches = -(-len(data.token_ids) // RECIPE.batch_size)
@@ -65,7 +65,7 @@ def _add_embeddings(model: BertForSequenceClassification, tokenizer: Tokenizer) 
     known = model.config.vocab_size
     pieces = pieces_of(tokenizer)
     model.resize_token_embeddings(len(pieces), mean_resizing=False)
-    weight = model.get_input_embeddings().weight
+    weight = model.bert.embeddings.word_embeddings.weight
     with torch.no_grad():
         for id_ in range(known, len(pieces)):
             name = tokenizer.encode(name_of(pieces[id_]), add_special_tokens=False).ids

@@ -1,4 +1,4 @@
-"""The WordPiece vocabulary: emoji added, rare pieces pruned, and the tokenizer.json around it. Knows texts, not weights."""
+"""The WordPiece vocabulary: emoji added, rare pieces pruned, a tokenizer around it. Knows texts, not weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def pieces_of(tokenizer: Tokenizer) -> list[str]:
 
 def count_words(tokenizer: Tokenizer, texts: Iterable[str]) -> Counter[str]:
     """How often each normalized, pre-tokenized word occurs."""
-    assert tokenizer.normalizer is not None and tokenizer.pre_tokenizer is not None
+    assert tokenizer.normalizer is not None
+    assert tokenizer.pre_tokenizer is not None
     words: Counter[str] = Counter()
     for text in texts:
         normalized = tokenizer.normalizer.normalize_str(text)

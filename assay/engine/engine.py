@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Self
@@ -24,6 +24,7 @@ from assay.model.weights import resolve
 from assay.sequence import Options, Prediction, Prompt, Sequence, TextPrompt, TokenPrompt
 
 _log = logging.getLogger("assay.engine")
+_SHUTTING_DOWN = "The engine is shutting down."
 _CHARACTERS_PER_TOKEN = 4  # stands for a text's tokens until they are counted
 
 
@@ -39,7 +40,6 @@ class Engine:
         self.config = config
         self.model = model
         self.max_model_len = max_model_len
-        self.activation = model.activation if config.activation == "auto" else config.activation
         self.failure: BaseException | None = None
         self._metrics = metrics
         self._pool = pool
@@ -49,6 +49,7 @@ class Engine:
         self._tokenizing = 0  # tokens, as estimated, of prompts that are being tokenized
         self._active = 0  # classify calls that have been accepted and not answered
         self._idle = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         # Guards the scheduler and the three fields below: the loop and the runner thread both take batches.
         self._wake = threading.Condition()
@@ -62,9 +63,10 @@ class Engine:
     @classmethod
     def load(cls, config: EngineConfig, metrics: Metrics | None = None) -> Self:
         """Resolve, read and warm up the model. Slow: call it off the event loop. Raises SetupError."""
-        folder = resolve(config.model, config.revision)
+        folder = resolve(config.model, config.revision, config.allow_pickle)
+        adapter = resolve(config.adapter) if config.adapter else None
         text_tokenizer = load_tokenizer(folder, Path(config.chat_template) if config.chat_template else None)
-        model = load_model(folder, config.dtype, config.device)
+        model = load_model(folder, config.dtype, config.device, config.activation, adapter, config.allow_pickle)
         max_model_len = _max_model_len(config.max_model_len, text_tokenizer.model_max_length, model.max_positions)
         pool = TokenizerPool(
             text_tokenizer, model.vocab_size, max_model_len, config.tokenizer_threads, model.type_vocab_size
@@ -83,7 +85,9 @@ class Engine:
         """Whether new work is taken: neither draining nor dead."""
         return self.failure is None and not self._draining
 
-    async def classify(self, prompts: Seq[Prompt], options: Options | None = None) -> list[Prediction]:
+    async def classify(
+        self, prompts: Seq[Prompt], options: Options | None = None, first_index: int = 0
+    ) -> list[Prediction]:
         """Score prompts; one prediction each, in order.
 
         Raises RequestError for what cannot be scored, QueueFullError when too much waits, UnavailableError when the
@@ -95,7 +99,7 @@ class Engine:
             raise UnavailableError("The server is draining and takes no new requests.")
         self._active += 1
         try:
-            sequences = await self._tokenize(prompts, options or Options())
+            sequences = await self._tokenize(prompts, options or Options(), first_index)
             return await self._score(sequences) if sequences else []
         finally:
             self._active -= 1
@@ -118,15 +122,26 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
         self._pool.close()
-        self._fail_all(UnavailableError("The server is shutting down."))
+        self._on_loop(self._fail_all, UnavailableError(_SHUTTING_DOWN))
 
-    async def _tokenize(self, prompts: Seq[Prompt], options: Options) -> list[Sequence]:
+    def _on_loop(self, call: Callable[..., None], *args: object) -> None:
+        """Futures belong to the loop; `close` may come from any thread, and after the loop has gone."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(call, *args)
+
+    async def _tokenize(self, prompts: Seq[Prompt], options: Options, first_index: int) -> list[Sequence]:
         started = time.monotonic()
         estimate = sum(min(_estimate(prompt), self.max_model_len) for prompt in prompts)
         self._check_room(estimate)
         self._tokenizing += estimate
         try:
-            sequences = await self._pool.encode(prompts, options)
+            sequences = await self._pool.encode(prompts, options, first_index)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._stopped and not (task and task.cancelling()):  # by `close`, not by the caller
+                raise UnavailableError(_SHUTTING_DOWN) from None
+            raise
         finally:
             self._tokenizing -= estimate
         self._check_room(sum(sequence.num_tokens for sequence in sequences))
@@ -134,7 +149,7 @@ class Engine:
         for sequence in sequences:
             sequence.arrival = now
             sequence.timings.tokenize = now - started
-            sequence.activation = options.activation or self.activation
+            sequence.activation = options.activation or self.model.activation
         return sequences
 
     def _check_room(self, num_tokens: int) -> None:
@@ -150,7 +165,9 @@ class Engine:
     async def _score(self, sequences: list[Sequence]) -> list[Prediction]:
         if self.failure is not None:  # it died while the prompts were tokenized
             raise UnavailableError("The engine has failed and takes no more requests; see the server's log.")
-        waiter = _Waiter(self._loop.create_future(), len(sequences))
+        if self._stopped:
+            raise UnavailableError(_SHUTTING_DOWN)
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), len(sequences))
         self._waiters.update((sequence, waiter) for sequence in sequences)
         with self._wake:
             self._scheduler.add(sequences)
@@ -175,7 +192,11 @@ class Engine:
             if not (self._running and full and self._prefetched is None):
                 return
             sequences = self._scheduler.next_batch()
-        batch = form(sequences)
+        try:
+            batch = form(sequences)
+        except Exception as error:  # an edge: these sequences have left the queue, so nobody else would tell them
+            self._die(error)
+            return
         with self._wake:
             self._prefetched = batch
             self._wake.notify()
@@ -185,10 +206,10 @@ class Engine:
         try:
             while (batch := self._take()) is not None:
                 answers = self._runner.run(batch)
-                self._loop.call_soon_threadsafe(self._deliver, batch, answers)
+                self._on_loop(self._deliver, batch, answers)
         except BaseException as error:  # an edge: whoever waits is told
             _log.critical("The runner thread failed.", exc_info=error)
-            self._loop.call_soon_threadsafe(self._die, error)
+            self._on_loop(self._die, error)
 
     def _take(self) -> Batch | None:
         """On the runner thread: the prefetched batch, or what waits; sleeps while there is nothing; None to stop."""
@@ -198,9 +219,11 @@ class Engine:
                 if self._prefetched is not None:
                     batch, self._prefetched = self._prefetched, None
                     self._running = True
+                    self._on_loop(self._prefetch)
                     return batch
                 if sequences := self._scheduler.next_batch():
                     self._running = True
+                    self._on_loop(self._prefetch)
                     break
                 self._wake.wait()
             else:
@@ -208,8 +231,7 @@ class Engine:
         return form(sequences)
 
     def _deliver(self, batch: Batch, answers: list[Prediction | AssayError]) -> None:
-        """On the loop: hand each answer to its waiter, then see to the next batch."""
-        self._prefetch()
+        """On the loop: hand each answer to its waiter."""
         for sequence, answer in zip(batch.sequences, answers, strict=True):
             waiter = self._waiters.pop(sequence, None)
             if waiter is not None:

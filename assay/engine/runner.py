@@ -35,7 +35,7 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """One small forward, so that the first caller does not pay for the first touch of weights and kernels."""
-        self.run(form([Sequence([0] * length) for length in (1, 8)]))
+        self.run(form([Sequence([0] * length) for length in (1, min(8, self.model.max_positions))]))
 
     def run(self, batch: Batch) -> list[Prediction | AssayError]:
         """One answer for each sequence, in the batch's order; an error where the model's logits are not finite."""

@@ -93,14 +93,18 @@ class TokenizerPool:
         self._has_types = type_vocab_size > 1
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="assay-tokenizer")
 
-    async def encode(self, prompts: Seq[Prompt], options: Options) -> list[Sequence]:
-        """One sequence a prompt, in order. Raises RequestError for what cannot be scored as asked."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.encode_now, prompts, options)
+    async def encode(self, prompts: Seq[Prompt], options: Options, first_index: int = 0) -> list[Sequence]:
+        """One sequence a prompt, in order. Raises RequestError for what cannot be scored as asked.
+
+        first_index: what the caller calls the first of these prompts, in messages.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self.encode_now, prompts, options, first_index)
 
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def encode_now(self, prompts: Seq[Prompt], options: Options) -> list[Sequence]:
+    def encode_now(self, prompts: Seq[Prompt], options: Options, first_index: int = 0) -> list[Sequence]:
         """The same in the calling thread."""
         limit = self._limit(options)
         texts = [self._text_of(prompt) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
@@ -112,7 +116,7 @@ class TokenizerPool:
                 sequence = self._from_ids(prompt.token_ids, limit, options)
             else:
                 sequence = self._from_text(prompt, next(encodings), limit, options)
-            self._check_length(sequence.num_tokens, index)
+            self._check_length(sequence.num_tokens, first_index + index)
             sequence.index = index
             sequence.priority = options.priority
             sequences.append(sequence)

@@ -15,7 +15,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """A checkpoint name (a whole-match regular expression) and our name for it.
+    """A checkpoint name (a whole-match regular expression) and our name for it, or "" for a tensor that is not used.
 
     parts: for a fused matrix, the values of the group `part`, in the order in which their rows are joined.
     transform: what is done to a tensor whose rows stand in another order than ours.
@@ -98,6 +98,6 @@ def read_config(kind: type[Config], raw: Mapping[str, Any]) -> Config:
 
 def num_rows(shapes: Shapes, name: str) -> int:
     """Rows of a tensor: for a head's last matrix, the number of labels. Raises CheckpointError when it is missing."""
-    if name not in shapes:
+    if not shapes.get(name):
         raise CheckpointError(f"The checkpoint has no tensor {name!r}, so it is no classifier of this architecture.")
     return shapes[name][0]

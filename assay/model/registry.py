@@ -1,7 +1,7 @@
 """Architecture name → family, imported on demand; a folder → a model ready to score. Knows no tokenizer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from assay.config import Activation, Device, DType
+from assay.config import Activation, ActivationChoice, Device, DType
 from assay.errors import CheckpointError, ConfigError
 from assay.labels import activation_for, label_names
+from assay.model.adapter import AdaptedCheckpoint
 from assay.model.blueprint import Blueprint, Shapes
 from assay.model.heads import TextClassifier, build_head
-from assay.model.weights import Checkpoint, load, read_json
+from assay.model.weights import Checkpoint, Tensors, load, read_json
 
 _DECODER, _BERT = "assay.model.decoder", "assay.model.bert"
+_DEBERTA, _MODERNBERT = "assay.model.deberta", "assay.model.modernbert"
 # Architecture → the module of its family, whose `blueprint` says what to build.
 ARCHITECTURES = {
     "BertForSequenceClassification": _BERT,
+    "RobertaForSequenceClassification": _BERT,
+    "XLMRobertaForSequenceClassification": _BERT,
+    "CamembertForSequenceClassification": _BERT,
+    "ElectraForSequenceClassification": _BERT,
+    "AlbertForSequenceClassification": _BERT,
+    "DistilBertForSequenceClassification": _BERT,
+    "DebertaV2ForSequenceClassification": _DEBERTA,
+    "ModernBertForSequenceClassification": _MODERNBERT,
     "LlamaForSequenceClassification": _DECODER,
     "MistralForSequenceClassification": _DECODER,
     "Qwen2ForSequenceClassification": _DECODER,
@@ -36,6 +46,14 @@ ARCHITECTURES = {
 # model_type → architecture, for configs whose `architectures` is missing or names the bare trunk.
 _MODEL_TYPES = {
     "bert": "BertForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+    "xlm-roberta": "XLMRobertaForSequenceClassification",
+    "camembert": "CamembertForSequenceClassification",
+    "electra": "ElectraForSequenceClassification",
+    "albert": "AlbertForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+    "deberta-v2": "DebertaV2ForSequenceClassification",
+    "modernbert": "ModernBertForSequenceClassification",
     "llama": "LlamaForSequenceClassification",
     "mistral": "MistralForSequenceClassification",
     "qwen2": "Qwen2ForSequenceClassification",
@@ -44,6 +62,14 @@ _MODEL_TYPES = {
     "gemma2": "Gemma2ForSequenceClassification",
     "gemma3_text": "Gemma3TextForSequenceClassification",
     "phi3": "Phi3ForSequenceClassification",
+}
+
+
+# What a config would say for an activation that the operator sets.
+_PROBLEM_TYPE: dict[ActivationChoice, dict[str, str]] = {
+    "none": {"problem_type": "regression"},
+    "sigmoid": {"problem_type": "multi_label_classification"},
+    "softmax": {"problem_type": "single_label_classification"},
 }
 
 
@@ -63,16 +89,48 @@ class LoadedModel:
     device: torch.device
 
 
-def load_model(folder: Path, dtype: DType = "auto", device: Device = "auto") -> LoadedModel:
-    """Build on `meta`, then fill strictly from the folder. Raises CheckpointError or ConfigError."""
-    raw = read_json(folder / "config.json")
-    architecture = _architecture(raw)
-    checkpoint = Checkpoint(folder)
+def load_model(
+    folder: Path,
+    dtype: DType = "auto",
+    device: Device = "auto",
+    activation: ActivationChoice = "auto",
+    adapter: Path | None = None,
+    allow_pickle: bool = False,
+) -> LoadedModel:
+    """Build on `meta`, then fill strictly from the folder, with an adapter merged in if one is given.
+
+    allow_pickle: read `.bin` files, as data only, where there are no safetensors.
+    Raises CheckpointError or ConfigError.
+    """
+    raw: Mapping[str, Any] = read_json(folder / "config.json")
+    if activation != "auto":  # the operator's word replaces the config's, even one that would be refused
+        raw = {**raw, **_PROBLEM_TYPE[activation]}
+    architecture = _architecture(raw, adapter is not None)
+    if architecture is not None:
+        model = _native(architecture, raw, folder, dtype, device, adapter, allow_pickle)
+    elif adapter is None:
+        model = _fallback(folder, raw, dtype, device)
+    else:
+        raise CheckpointError(f"Adapters are merged into native architectures only: {', '.join(ARCHITECTURES)}.")
+    return model if activation == "auto" else replace(model, activation=activation)
+
+
+def _native(
+    architecture: str,
+    raw: Mapping[str, Any],
+    folder: Path,
+    dtype: DType,
+    device: Device,
+    adapter: Path | None,
+    allow_pickle: bool,
+) -> LoadedModel:
+    checkpoint: Tensors = Checkpoint(folder, allow_pickle)
+    if adapter is not None:
+        checkpoint = AdaptedCheckpoint(checkpoint, adapter)
     blueprint = _family(architecture)(architecture, raw, checkpoint.shapes)
     num_labels = blueprint.head.num_labels
     # A reward head stays raw: sigmoid(23) rounds to 1.0 in float32 and destroys the ranking.
     labels = ("LABEL_0",) if blueprint.reward and num_labels == 1 else label_names(raw, num_labels)
-    activation = "none" if blueprint.reward else activation_for(raw, num_labels)
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
     if (name := str(torch_dtype).removeprefix("torch.")) in blueprint.refused_dtypes:
@@ -85,7 +143,7 @@ def load_model(folder: Path, dtype: DType = "auto", device: Device = "auto") -> 
         architecture=architecture,
         model_type=str(raw.get("model_type", "")),
         labels=labels,
-        activation=activation,
+        activation="none" if blueprint.reward else activation_for(raw, num_labels),
         max_positions=blueprint.max_positions,
         vocab_size=blueprint.vocab_size,
         type_vocab_size=blueprint.type_vocab_size,
@@ -94,18 +152,30 @@ def load_model(folder: Path, dtype: DType = "auto", device: Device = "auto") -> 
     )
 
 
-def _architecture(raw: Mapping[str, Any]) -> str:
-    named = [str(name) for name in raw.get("architectures") or []]
+def _architecture(raw: Mapping[str, Any], adapted: bool) -> str | None:
+    """The native architecture of a config.json; None where there is none. Under an adapter the base's head is moot."""
+    architectures = raw.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise CheckpointError(f"config.json: architectures is {architectures!r}; it must be a list of names.")
+    method = (raw.get("quantization_config") or {}).get("quant_method")
+    if method is not None:
+        raise CheckpointError(
+            f"The weights are quantized ({method}), which is not supported; use the original weights."
+        )
+    named = [str(name) for name in architectures]
     for name in named:
         if name in ARCHITECTURES:
             return name
     inferred = _MODEL_TYPES.get(str(raw.get("model_type")))
-    if inferred and not any("For" in name for name in named):
+    if inferred and (adapted or not any("For" in name for name in named)):
         return inferred
-    raise CheckpointError(
-        f"config.json says architectures {named} and model_type {raw.get('model_type')!r}; "
-        f"supported are {', '.join(ARCHITECTURES)}."
-    )
+    return None
+
+
+def _fallback(folder: Path, raw: Mapping[str, Any], dtype: DType, device: Device) -> LoadedModel:
+    torch_device = _device(device)
+    load_fallback: Callable[..., LoadedModel] = import_module("assay.model.fallback").load_fallback
+    return load_fallback(folder, raw, _dtype(dtype, torch_device), torch_device)
 
 
 def _family(architecture: str) -> Callable[[str, Mapping[str, Any], Shapes], Blueprint]:

@@ -34,8 +34,15 @@ class RopeConfig:
         if self.kind not in _SCALINGS:
             raise CheckpointError(f"config.json has the rope type {self.kind!r}; supported are {', '.join(_SCALINGS)}.")
         for name in _REQUIRED.get(self.kind, ()):
-            if name not in self.scaling:
+            if self.scaling.get(name) is None:
                 raise CheckpointError(f"config.json: rope type {self.kind!r} needs {name}.")
+        try:  # what cannot be computed is found here, and not by the first request
+            for length in (1, self.max_position_embeddings + 1):
+                inv_freq, amplitude = _SCALINGS[self.kind](self, length, torch.device("cpu"))
+                if not (inv_freq.isfinite().all() and math.isfinite(amplitude)):
+                    raise ValueError("frequencies are not finite numbers")
+        except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+            raise CheckpointError(f"config.json: rope type {self.kind!r} cannot be computed: {error}.") from error
 
     @property
     def original_max(self) -> int:
@@ -61,15 +68,23 @@ def read_rope(
     parameters: Mapping[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if layer_type is not None and layer_type in parameters:
         parameters = parameters[layer_type]
+    if not isinstance(parameters, Mapping):
+        raise CheckpointError(f"config.json: the rope parameters are {parameters!r}; they must be a JSON object.")
+    kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
+    if kind in ("su", "yarn") and "short_factor" in parameters:
+        kind = "longrope"  # what Phi-3 called it before it had that name
     partial = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1.0
     # Phi-3 keeps the length it was trained at beside rope_scaling, not inside; transformers gives it precedence.
     outer = raw.get("original_max_position_embeddings")
     outside = {} if outer is None else {"original_max_position_embeddings": outer}
+    theta = parameters.get("rope_theta") or raw.get("rope_theta") or default_theta
+    if not isinstance(theta, int | float):
+        raise CheckpointError(f"config.json: rope_theta is {theta!r}; it must be a number.")
     return RopeConfig(
         dim=int(head_dim * partial),
-        theta=float(parameters.get("rope_theta") or raw.get("rope_theta") or default_theta),
+        theta=float(theta),
         max_position_embeddings=int(raw.get("max_position_embeddings") or 0),
-        kind=str(parameters.get("rope_type") or parameters.get("type") or "default"),
+        kind=kind,
         scaling=dict(parameters) | outside,
     )
 
@@ -138,6 +153,8 @@ def _dynamic(config: RopeConfig, length: int, device: torch.device) -> Frequenci
 def _yarn(config: RopeConfig, length: int, device: torch.device) -> Frequencies:
     """Fast dimensions keep their frequency, slow ones are interpolated, with a ramp between."""
     scaling, dim = config.scaling, config.dim
+    if not (scaling.get("factor") or scaling.get("original_max_position_embeddings")):
+        raise CheckpointError("config.json: rope type 'yarn' needs factor.")
     factor = float(scaling.get("factor") or config.max_position_embeddings / config.original_max)
 
     def dimension(rotations: float) -> float:
@@ -148,7 +165,8 @@ def _yarn(config: RopeConfig, length: int, device: torch.device) -> Frequencies:
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = (torch.arange(dim // 2, device=device).float() - low) / (max(high - low, 0.001))
+    width = high - low if high != low else 0.001
+    ramp = (torch.arange(dim // 2, device=device).float() - low) / width
     interpolated = ramp.clamp(0, 1)
     plain = _inverse(dim, config.theta, device)
     return plain / factor * interpolated + plain * (1 - interpolated), _yarn_amplitude(scaling, factor)
@@ -200,7 +218,7 @@ _SCALINGS: dict[str, Callable[[RopeConfig, int, torch.device], Frequencies]] = {
     "llama3": _llama3,
 }
 _BY_LENGTH = {"dynamic", "longrope"}
-_REQUIRED = {
+_REQUIRED: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "dynamic": ("factor",),
     "longrope": ("short_factor", "long_factor"),

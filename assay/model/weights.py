@@ -4,14 +4,22 @@ Knows no architecture: the family's renaming table says which tensor goes where.
 """
 
 import json
+import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of httpx or httpx2, by version
+    GatedRepoError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -19,14 +27,22 @@ from assay.errors import CheckpointError
 from assay.model.blueprint import Rename, Shapes
 
 # Left in checkpoints by other tools, of no use to a classifier.
-_IGNORED = re.compile(r"lm_head\..*|cls\..*|.*\.position_ids|.*\.rotary_emb\.inv_freq")
+_IGNORED = re.compile(
+    r"lm_head\..*|cls\..*|.*\.position_ids|.*\.rotary_emb\.inv_freq|roberta\.pooler\..*"
+    # Heads of pretraining, by family: ELECTRA, ALBERT, DistilBERT.
+    r"|(discriminator|generator)_predictions\..*|generator_lm_head\..*|(predictions|sop_classifier)\..*"
+    r"|vocab_(transform|layer_norm|projector)\..*"
+)
 _LEGACY = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "vocab.txt", "merges.txt"]
+_PICKLES = ["pytorch_model*.bin"]
 _INDEX = "model.safetensors.index.json"
 
 
-def resolve(model: str, revision: str | None = None) -> Path:
+def resolve(model: str, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """The folder of a checkpoint: a local one as it is, a hub id downloaded (with progress) or taken from the cache.
+
+    allow_pickle: fetch `.bin` files too.
 
     Raises CheckpointError when there is no such folder or repository.
     """
@@ -38,17 +54,30 @@ def resolve(model: str, revision: str | None = None) -> Path:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
         raise CheckpointError(f"There is no folder {model}, and it is no hub id (owner/name) either.")
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=[*_HUB_FILES, *(_PICKLES if allow_pickle else [])],
+                ignore_patterns=["*/*"],
+            )
+        )
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{model} is neither a folder nor in the local hub cache, and the hub cannot be reached."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{model} has no revision {revision!r} on the hub.") from error
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{model} is gated: accept its terms on the hub, then `hf auth login` on this machine."
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{model} is neither a folder nor a repository on the hub (a private one needs `hf auth login`)."
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (HTTPError, OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{model} could not be fetched from the hub: {reason}") from error
 
 
@@ -65,11 +94,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-class Checkpoint:
-    """The tensors of a folder by name, in one safetensors file or in shards. Shapes are read at once, tensors later."""
+def _shards_of(index: Path) -> list[Path]:
+    """The files that an index names, which lie beside it."""
+    weight_map = read_json(index).get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, dict) else None
+    if names is None or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index} has no weight_map from tensor names to the names of files beside it.")
+    return [index.parent / name for name in sorted(set(names))]
 
-    def __init__(self, folder: Path) -> None:
+
+class Tensors(Protocol):
+    """What `load` reads: names with shapes at once, tensors one by one."""
+
+    folder: Path
+    shapes: Shapes
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
+
+
+class Checkpoint:
+    """The tensors of a folder by name, in one safetensors file or in shards. Shapes are read at once, tensors later.
+
+    allow_pickle: where there are no safetensors, read `.bin` files, as data only: none of a pickle's code is run.
+    """
+
+    def __init__(self, folder: Path, allow_pickle: bool = False) -> None:
         self.folder = folder
+        self._allow_pickle = allow_pickle
         self.shapes: Shapes = {}
         self._files: dict[str, Path] = {}
         for path in self._shards():
@@ -78,35 +129,64 @@ class Checkpoint:
     def _shards(self) -> list[Path]:
         index, single = self.folder / _INDEX, self.folder / "model.safetensors"
         if index.is_file():
-            return [self.folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+            return _shards_of(index)
         if single.is_file():
             return [single]
-        if any(self.folder.glob("*.bin")):
-            raise CheckpointError(f"{self.folder} has its weights only as .bin (pickle); convert them to safetensors.")
+        pickles = sorted(self.folder.glob("pytorch_model*.bin"))
+        if pickles and self._allow_pickle:
+            return pickles
+        if pickles or any(self.folder.glob("*.bin")):
+            raise CheckpointError(
+                f"{self.folder} has its weights only as .bin (pickle); convert them to safetensors, or allow them with "
+                "--allow-pickle."
+            )
         raise CheckpointError(f"{self.folder} has no model.safetensors and no {_INDEX}.")
 
     def _scan(self, path: Path) -> None:
         shapes = dict(self.shapes)
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118, it is no mapping
-                    if name in self._files:
-                        raise CheckpointError(f"{name} is in {self._files[name].name} and in {path.name}.")
-                    self._files[name] = path
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        for name, shape in _shapes_in(path):
+            if name in self._files:
+                raise CheckpointError(f"{name} is in {self._files[name].name} and in {path.name}.")
+            self._files[name] = path
+            shapes[name] = shape
         self.shapes = shapes
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) one by one, file by file, so that no more than one tensor is held twice."""
         for path in sorted(set(self._files.values())):
+            if path.suffix == ".bin":
+                yield from _unpickled(path).items()
+                continue
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
+                for name in file.keys():  # noqa: SIM118, it is no mapping
                     yield name, file.get_tensor(name)
 
 
-def load(module: nn.Module, checkpoint: Checkpoint, renames: tuple[Rename, ...], dtype: torch.dtype) -> None:
+def _shapes_in(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if path.suffix == ".bin":
+        yield from ((name, tuple(tensor.shape)) for name, tensor in _unpickled(path).items())
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, tuple(file.get_slice(name).get_shape())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """A `.bin` file's tensors, mapped into memory where its format allows. Anything but tensors is refused."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"{path} cannot be read as plain tensors: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path} holds something else than named tensors.")
+    return state
+
+
+def load(module: nn.Module, checkpoint: Tensors, renames: tuple[Rename, ...], dtype: torch.dtype) -> None:
     """Fill a module built on `meta`: the trunk in `dtype`, the head in float32.
 
     Raises CheckpointError naming every missing, left-over, doubled or misshapen tensor.
@@ -119,6 +199,8 @@ def load(module: nn.Module, checkpoint: Checkpoint, renames: tuple[Rename, ...],
         if _IGNORED.fullmatch(name):
             continue
         rule, target, part = _rename(name, renames)
+        if rule is not None and not rule.target:
+            continue
         if rule is None or target not in wanted:
             problems.append(f"left over: {name}")
             continue
@@ -127,6 +209,11 @@ def load(module: nn.Module, checkpoint: Checkpoint, renames: tuple[Rename, ...],
             if len(halves[target]) < len(rule.parts):
                 continue
             pieces = halves.pop(target)
+            if not _fit([pieces[part].shape for part in rule.parts]):
+                shapes = ", ".join(f"{part} {list(pieces[part].shape)}" for part in rule.parts)
+                problems.append(f"misshapen: {target} is made of {shapes}")
+                filled[target] = name
+                continue
             tensor = torch.cat([pieces[part] for part in rule.parts])
         if rule.transform is not None:
             tensor = rule.transform(tensor)
@@ -151,6 +238,11 @@ def _rename(name: str, renames: tuple[Rename, ...]) -> tuple[Rename | None, str,
         if found is not None:
             return rule, *found
     return None, "", ""
+
+
+def _fit(shapes: list[torch.Size]) -> bool:
+    """Whether parts can be joined: all of one width, and the last two (k and v, gate and up) alike."""
+    return len({shape[1:] for shape in shapes}) == 1 and len(shapes[0]) > 0 and shapes[-1] == shapes[-2]
 
 
 def _have(halves: dict[str, dict[str, Tensor]], target: str) -> str:

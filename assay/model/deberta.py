@@ -1,0 +1,351 @@
+"""DeBERTa v2 and v3 for sequence classification: disentangled attention over a packed batch (He et al. 2021).
+
+Knows no padding and no mask: a score is made of two contents and their distance, and a sequence sees only itself.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from assay.errors import CheckpointError
+from assay.model.attention import attention, by_run
+from assay.model.batch import PackedBatch, Run
+from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
+from assay.model.linear import Linear
+from assay.model.mlp import MLP, activation
+
+_ROWS = 512  # queries whose scores are held at once: memory stays linear in length
+_STRIP = 64  # on a CPU, tokens multiplied at once with their distances: more are wasted work, fewer a slow product
+_MAX_SCORES = 1 << 20  # scores of short sequences that are held at once
+
+
+@dataclass(frozen=True, slots=True)
+class DebertaConfig:
+    """config.json. `pos_att_type`: "c2p", "p2c", both joined by "|", or neither. `embedding_size` 0: hidden_size."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 0
+    embedding_size: int = 0
+    hidden_act: str = "gelu"
+    pooler_hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-7
+    position_biased_input: bool = True
+    relative_attention: bool = False
+    max_relative_positions: int = -1
+    position_buckets: int = -1
+    share_att_key: bool = False
+    pos_att_type: str = ""
+    norm_rel_ebd: str = "none"
+    conv_kernel_size: int = 0
+    conv_groups: int = 1
+    conv_act: str = "tanh"
+
+    def __post_init__(self) -> None:
+        hidden = self.hidden_size
+        if hidden % self.num_attention_heads:
+            raise CheckpointError(
+                f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {self.num_attention_heads}."
+            )
+        if self.conv_kernel_size > 0 and (self.conv_kernel_size % 2 == 0 or hidden % self.conv_groups):
+            raise CheckpointError(
+                f"config.json: conv_kernel_size {self.conv_kernel_size} is even, or conv_groups {self.conv_groups} "
+                f"does not divide hidden_size {hidden}."
+            )
+        if self.position_buckets > 0 and not 1 <= self.position_buckets // 2 < self.max_distance - 1:
+            raise CheckpointError(
+                f"config.json: position_buckets is {self.position_buckets}; it must be at least 2, and half of it "
+                f"less than the largest relative position {self.max_distance - 1}."
+            )
+
+    @property
+    def max_distance(self) -> int:
+        return self.max_relative_positions if self.max_relative_positions > 0 else self.max_position_embeddings
+
+    @property
+    def span(self) -> int:
+        """Relative embeddings on either side of zero."""
+        return self.position_buckets if self.position_buckets > 0 else self.max_distance
+
+    def scores_by(self, kind: str) -> bool:
+        return kind in (part.strip() for part in self.pos_att_type.lower().split("|"))
+
+
+_LAYER, _OURS = r"deberta\.encoder\.layer\.(\d+)\.", r"trunk.layers.\1."
+# Checkpoint name → our name. Parts of one fused matrix share a target and are joined in the order given.
+_RENAMES = (
+    Rename(r"deberta\.embeddings\.(word|position|token_type)_embeddings\.weight", r"trunk.\1_embeddings.weight"),
+    Rename(r"deberta\.embeddings\.embed_proj\.weight", "trunk.embed_proj.weight"),
+    Rename(r"deberta\.embeddings\.LayerNorm\.(weight|bias)", r"trunk.norm.\1"),
+    Rename(r"deberta\.encoder\.rel_embeddings\.weight", "trunk.relative.embeddings.weight"),
+    Rename(r"deberta\.encoder\.LayerNorm\.(weight|bias)", r"trunk.relative.norm.\1"),
+    Rename(r"deberta\.encoder\.conv\.conv\.(weight|bias)", r"trunk.conv.conv.\1"),
+    Rename(r"deberta\.encoder\.conv\.LayerNorm\.(weight|bias)", r"trunk.conv.norm.\1"),
+    Rename(
+        _LAYER + r"attention\.self\.(?P<part>query|key|value)_proj\.(weight|bias)",
+        _OURS + r"qkv.\3",
+        parts=("query", "key", "value"),
+    ),
+    Rename(_LAYER + r"attention\.self\.pos_(key|query)_proj\.(weight|bias)", _OURS + r"pos_\2.\3"),
+    Rename(_LAYER + r"attention\.output\.dense\.(weight|bias)", _OURS + r"attn_out.\2"),
+    Rename(_LAYER + r"attention\.output\.LayerNorm\.(weight|bias)", _OURS + r"attn_norm.\2"),
+    Rename(_LAYER + r"intermediate\.dense\.(weight|bias)", _OURS + r"mlp.up.\2"),
+    Rename(_LAYER + r"output\.dense\.(weight|bias)", _OURS + r"mlp.down.\2"),
+    Rename(_LAYER + r"output\.LayerNorm\.(weight|bias)", _OURS + r"mlp_norm.\2"),
+    Rename(r"pooler\.dense\.(weight|bias)", r"head.dense.\1"),
+    Rename(r"classifier\.(weight|bias)", r"head.out.\1"),
+)
+
+
+def blueprint(architecture: str, raw: Mapping[str, Any], shapes: Shapes) -> Blueprint:
+    """Read config.json and the names in the checkpoint; say what to build, and which tensor goes where."""
+    kinds = raw.get("pos_att_type") or ""
+    raw = {**raw, "pos_att_type": kinds if isinstance(kinds, str) else "|".join(map(str, kinds))}
+    config = read_config(DebertaConfig, raw)
+    hidden = config.hidden_size
+    for name, needed in (("pooler_hidden_size", hidden), ("attention_head_size", hidden // config.num_attention_heads)):
+        if raw.get(name) not in (None, needed):
+            raise CheckpointError(f"config.json: {name} is {raw[name]!r}; hidden_size and heads need {needed}.")
+    unused = [] if config.position_biased_input else [Rename(r"deberta\.embeddings\.position_embeddings\.weight", "")]
+    unused += [] if config.relative_attention else [Rename(r"deberta\.encoder\.LayerNorm\..*", "")]
+    return Blueprint(
+        trunk=lambda: DebertaModel(config),
+        head=HeadSpec("first", hidden, num_rows(shapes, "classifier.weight"), dense=True, act=config.pooler_hidden_act),
+        renames=(*unused, *_RENAMES),
+        vocab_size=config.vocab_size,
+        type_vocab_size=config.type_vocab_size,
+        max_positions=config.max_position_embeddings,
+        refused_dtypes=("float16",),  # mDeBERTa's activations exceed 65504
+    )
+
+
+class DebertaModel(nn.Module):
+    """PackedBatch → hidden states [tokens, hidden]."""
+
+    def __init__(self, config: DebertaConfig) -> None:
+        super().__init__()
+        hidden, vocab, types = config.hidden_size, config.vocab_size, config.type_vocab_size
+        width, biased = config.embedding_size or hidden, config.position_biased_input
+        self.word_embeddings = nn.Embedding(vocab, width)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width) if biased else None
+        self.token_type_embeddings = nn.Embedding(types, width) if types > 0 else None
+        self.embed_proj = Linear(width, hidden, bias=False) if width != hidden else nn.Identity()
+        self.norm = nn.LayerNorm(hidden, config.layer_norm_eps)
+        self.relative = RelativeEmbeddings(config) if config.relative_attention else None
+        self.layers = nn.ModuleList(DebertaLayer(config) for _ in range(config.num_hidden_layers))
+        self.conv = ConvLayer(config) if config.conv_kernel_size > 0 else None
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        x: Tensor = self.word_embeddings(batch.input_ids)
+        if self.position_embeddings is not None:
+            x = x + self.position_embeddings(batch.position_ids)
+        if self.token_type_embeddings is not None:
+            x = x + self.token_type_embeddings(batch.token_type_ids)
+        x = embedded = self.norm(self.embed_proj(x))
+        distances = None if self.relative is None else self.relative(batch)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, batch, distances)
+            if i == 0 and self.conv is not None:
+                x = self.conv(embedded, x, batch)
+        return x
+
+
+class RelativeEmbeddings(nn.Module):
+    """One embedding for each bucket of distances, exact near by and logarithmic far away; all layers share them."""
+
+    def __init__(self, config: DebertaConfig) -> None:
+        super().__init__()
+        self.span, self.buckets, self.max_distance = config.span, config.position_buckets, config.max_distance
+        self.embeddings = nn.Embedding(2 * config.span, config.hidden_size)
+        normed = "layer_norm" in (part.strip() for part in config.norm_rel_ebd.lower().split("|"))
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if normed else nn.Identity()
+
+    def forward(self, batch: PackedBatch) -> "Distances":
+        longest = max(run.length for run in batch.runs)
+        distance = torch.arange(1 - longest, longest)
+        last = 2 * self.span - 1
+        rows = (self._bucket(distance) + self.span).clamp(0, last)
+        if not torch.equal(rows, rows[0] + torch.arange(2 * longest - 1)):
+            device = batch.input_ids.device
+            return Distances(self, rows.to(device), (last - rows).flip(0).to(device))
+        first, end = int(rows[0]), int(rows[-1]) + 1  # so near that no two share a row: a view will do
+        return Distances(self, slice(first, end), slice(last + 1 - end, last + 1 - first))
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        """Rounded up from float32, as in training: no boundary may move by an ulp."""
+        if self.buckets <= 0:
+            return distance
+        mid = self.buckets // 2
+        far = distance.abs().clamp(min=mid)
+        share = torch.log(far / mid) / torch.log(torch.tensor((self.max_distance - 1) / mid))
+        bucket = torch.ceil(share * (mid - 1)).long() + mid
+        return torch.where(distance.abs() <= mid, distance, bucket * distance.sign())
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """Rows of the relative embeddings for the distances i - j in a batch, 2 * longest - 1 of them, zero midway.
+
+    ascending: the most negative first. descending: the most positive first, in the table turned upside down.
+    """
+
+    relative: RelativeEmbeddings
+    ascending: Tensor | slice
+    descending: Tensor | slice
+
+
+class DebertaLayer(nn.Module):
+    """Two sums, each followed by its norm."""
+
+    def __init__(self, config: DebertaConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.c2p, self.p2c = config.scores_by("c2p"), config.scores_by("p2c")
+        self.scale = (hidden // config.num_attention_heads * (1 + self.c2p + self.p2c)) ** -0.5
+        self.qkv = Linear(hidden, 3 * hidden)
+        own = config.relative_attention and not config.share_att_key
+        self.pos_key = Linear(hidden, hidden) if own and self.c2p else None
+        self.pos_query = Linear(hidden, hidden) if own and self.p2c else None
+        self.attn_out = Linear(hidden, hidden)
+        self.attn_norm = nn.LayerNorm(hidden, config.layer_norm_eps)
+        self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act)
+        self.mlp_norm = nn.LayerNorm(hidden, config.layer_norm_eps)
+        self._positions: tuple[Tensor | None, Tensor | None] | None = None
+
+    def forward(self, x: Tensor, batch: PackedBatch, distances: Distances | None) -> Tensor:
+        x = self.attn_norm(x + self.attend(x, batch, distances))
+        out: Tensor = self.mlp_norm(x + self.mlp(x))
+        return out
+
+    def attend(self, x: Tensor, batch: PackedBatch, distances: Distances | None) -> Tensor:
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)
+        if distances is None or not (self.c2p or self.p2c):
+            seen = attention(q, k, v, batch, scale=self.scale)
+        else:
+            keys, queries = self.positions(distances.relative)
+            pos_key = None if keys is None else keys[:, distances.descending]
+            pos_query = None if queries is None else queries[:, distances.ascending]
+            seen = disentangled_attention(q, k, v, pos_key, pos_query, batch, self.scale)
+        out: Tensor = self.attn_out(seen.flatten(1))
+        return out
+
+    def positions(self, relative: RelativeEmbeddings) -> tuple[Tensor | None, Tensor | None]:
+        """Relative embeddings as keys (upside down) and as queries, scaled, each [heads, 2 * span, head_dim].
+
+        They depend on weights alone, which do not change once loaded: projected at first use, then kept.
+        """
+        if self._positions is None:
+            table = relative.norm(relative.embeddings.weight)  # distance 0 stands in row `span`
+            keys = queries = None
+            if self.c2p:
+                keys = self.pos_key(table) if self.pos_key else self.qkv(table).chunk(3, dim=1)[1]
+                keys = (keys * self.scale).view(len(table), self.num_heads, -1).transpose(0, 1).flip(1).contiguous()
+            if self.p2c:
+                queries = self.pos_query(table) if self.pos_query else self.qkv(table).chunk(3, dim=1)[0]
+                queries = (queries * self.scale).view(len(table), self.num_heads, -1).transpose(0, 1).contiguous()
+            self._positions = keys, queries
+        return self._positions
+
+
+def disentangled_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos_key: Tensor | None,
+    pos_query: Tensor | None,
+    batch: PackedBatch,
+    scale: float,
+) -> Tensor:
+    """Attention within each sequence by scale * q_i·k_j + q_i·pos_key(i - j) + k_j·pos_query(i - j).
+
+    q, k, v: [tokens, heads, head_dim]. pos_key, pos_query: [heads, 2 * longest - 1, head_dim], already scaled, one row
+    for each distance, zero midway: pos_key's fall, pos_query's rise. Either may be absent. Returns the shape of q.
+    """
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    strip = _STRIP if q.device.type == "cpu" else _ROWS
+    for run in _split(batch.runs, q.shape[1], strip):
+        q_run, k_run, v_run, out_run = (by_run(x, run) for x in (q, k, v, out))
+        for rows in _parts(0, run.length, _ROWS):
+            make = q.new_zeros if pos_key is None else q.new_empty
+            bias = make((run.count, q.shape[1], rows.stop - rows.start, run.length))
+            if pos_key is not None:
+                _write_c2p(bias, q, pos_key, run, rows, strip)
+            if pos_query is not None:
+                _add_p2c(bias, k, pos_query, run, rows, strip)
+            seen = scaled_dot_product_attention(q_run[:, :, rows], k_run, v_run, attn_mask=bias, scale=scale)
+            out_run[:, :, rows].copy_(seen)
+    return out
+
+
+def _split(runs: tuple[Run, ...], heads: int, strip: int) -> Iterator[Run]:
+    """Runs so short that the scores of one are held at once; sequences longer than a strip one by one."""
+    for run in runs:
+        size = max(1, _MAX_SCORES // (heads * run.length**2)) if run.length <= strip else 1
+        for first in range(0, run.count, size):
+            yield Run(run.start + first * run.length, min(size, run.count - first), run.length)
+
+
+def _parts(start: int, stop: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
+
+
+def _write_c2p(bias: Tensor, q: Tensor, pos_key: Tensor, run: Run, rows: slice, strip: int) -> None:
+    """q_i·pos_key(i - j) into bias [count, heads, rows, length], a strip of queries at a time.
+
+    Queries are multiplied with every distance; score (i, j) then lies j - i columns right of (i, i): a slanted view.
+    """
+    for part in _parts(rows.start, rows.stop, strip):
+        size, furthest = part.stop - part.start, part.stop - 1
+        width = size + run.length - 1  # distances from `furthest` down
+        there = pos_key[:, pos_key.shape[1] // 2 - furthest :][:, :width]
+        products = torch.bmm(_tokens(q, run, part), there.transpose(1, 2))
+        target = bias[:, :, part.start - rows.start : part.stop - rows.start]
+        strides = (size * width, products.stride(0), width - 1, 1)
+        target.copy_(products.as_strided(target.shape, strides, size - 1))
+
+
+def _add_p2c(bias: Tensor, k: Tensor, pos_query: Tensor, run: Run, rows: slice, strip: int) -> None:
+    """k_j·pos_query(i - j) on top of it, a strip of keys at a time, in the same way."""
+    for part in _parts(0, run.length, strip):
+        size, nearest = part.stop - part.start, rows.start - part.stop + 1
+        width = size + rows.stop - rows.start - 1  # distances from `nearest` up
+        there = pos_query[:, pos_query.shape[1] // 2 + nearest :][:, :width]
+        products = torch.bmm(_tokens(k, run, part), there.transpose(1, 2))
+        target = bias[..., part]
+        strides = (size * width, products.stride(0), 1, width - 1)
+        target += products.as_strided(target.shape, strides, size - 1)
+
+
+def _tokens(x: Tensor, run: Run, part: slice) -> Tensor:
+    """[tokens, heads, head_dim] → [heads, count * part, head_dim]; the part is the whole unless count is 1."""
+    start, size = run.start + part.start, run.count * (part.stop - part.start)
+    return x[start : start + size].transpose(0, 1)
+
+
+class ConvLayer(nn.Module):
+    """A convolution over each sequence's embeddings [tokens, hidden], added after the first layer (v2-xlarge)."""
+
+    def __init__(self, config: DebertaConfig) -> None:
+        super().__init__()
+        hidden, kernel = config.hidden_size, config.conv_kernel_size
+        self.conv = nn.Conv1d(hidden, hidden, kernel, padding=kernel // 2, groups=config.conv_groups)
+        self.act = activation(config.conv_act)
+        self.norm = nn.LayerNorm(hidden, config.layer_norm_eps)
+
+    def forward(self, embedded: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:
+        mixed = torch.empty_like(x)
+        for run in batch.runs:
+            tokens = slice(run.start, run.start + run.count * run.length)
+            seqs = embedded[tokens].view(run.count, run.length, -1).transpose(1, 2)
+            mixed[tokens] = self.conv(seqs).transpose(1, 2).flatten(0, 1)
+        out: Tensor = self.norm(x + self.act(mixed))
+        return out
