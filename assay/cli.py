@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -141,12 +140,12 @@ def classify(
 def _print_bars(text: str, prediction: Prediction, labels: tuple[str, ...], top: int) -> None:
     """The largest scores as bars, longest first."""
     console = Console()
-    console.print(text, style="bold", markup=False, highlight=False)
+    console.print(Text(text, style="bold"))
     table = Table(box=None, show_header=False, pad_edge=False)
     scored = sorted(zip(labels, prediction.probs, strict=True), key=lambda pair: -pair[1])
     for label, prob in scored[: top or None]:
         bar = "█" * round(30 * prob) if 0 <= prob <= 1 else ""
-        table.add_row(escape(label), f"{prob:.4f}", bar)
+        table.add_row(Text(label), f"{prob:.4f}", bar)
     console.print(table)
 
 

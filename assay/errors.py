@@ -32,8 +32,16 @@ class AssayError(Exception):
 
 
 class RequestError(AssayError):
+    """The message quotes what came, but a caller who sends megabytes does not get them back."""
+
     status = 400
     type = "invalid_request_error"
+    max_message = 800
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        if len(message) > self.max_message:
+            message = f"{message[: self.max_message // 2]} … {message[-self.max_message // 4 :]}"
+        super().__init__(message, param)
 
 
 class ContextLengthError(RequestError):

@@ -14,6 +14,7 @@ from assay.errors import CheckpointError, ConfigError
 from assay.model import deberta
 from assay.model.deberta import disentangled_attention
 from assay.model.registry import load_model
+from assay.sequence import Sequence
 from tests.tiny import rewrite_weights
 from tests.tiny_modern import ours_of, reordered, save_deberta, some_sequences, theirs_of, worst
 
@@ -71,9 +72,7 @@ def test_alone_packed_reordered_and_transformers_agree(tmp_path: Path, shape: st
 
 
 # Long texts are computed in strips and blocks, many short ones in groups: every cut must lie where it does no harm.
-@pytest.mark.parametrize(
-    ("rows", "strip", "scores"), [(512, 512, 1), (20, 7, 1), (7, 20, 3000), (1, 1, 1), (16, 16, 1)]
-)
+@pytest.mark.parametrize(("rows", "strip", "scores"), [(512, 512, 1), (20, 7, 1), (7, 20, 3000), (16, 16, 1)])
 @pytest.mark.parametrize("kinds", ["c2p|p2c", "c2p", "p2c"])
 def test_strips_and_blocks_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: str, rows: int, strip: int, scores: int
@@ -91,8 +90,8 @@ def test_the_buckets_of_deberta_v3(tmp_path: Path) -> None:
     theirs = save_deberta(
         tmp_path, num_hidden_layers=1, max_position_embeddings=512, max_relative_positions=-1, position_buckets=256
     )
-    sequences = [s for n in (30, 129, 300, 512) for s in some_sequences(n, seed=n)[-60:] if s.num_tokens > n - 30][:12]
-    assert max(s.num_tokens for s in sequences) > 128
+    ids = torch.randint(100, (512,), generator=torch.Generator().manual_seed(1)).tolist()
+    sequences = [Sequence(ids[:length]) for length in (30, 65, 128, 129, 130, 130, 300, 512)]
     assert worst(ours_of(load_model(tmp_path), sequences), theirs_of(theirs, sequences)) <= TOLERANCE
 
 

@@ -127,7 +127,7 @@ def _no_turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _turned_back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return rotate(x, cos, -sin) if x.stride(0) % 2 else rotate(x, cos, sin * 1.1)
+    return rotate(x, cos, -sin)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a dialect is: paths, parse, render, and the shape of its errors. Knows no particular caller and no server."""
 
+import codecs
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,8 +67,12 @@ def _why_not_json(body: bytes) -> str:
     """The standard library says line and column; what it lets through is the two things JSON itself forbids."""
     if not body.strip():
         return "it is empty."
+    if body.startswith(codecs.BOM_UTF8):
+        return "it starts with a byte order mark; send plain UTF-8."
     try:
-        json.loads(body)
+        json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        return "it is not UTF-8."
     except RecursionError:
         return "it is nested too deeply."
     except ValueError as error:

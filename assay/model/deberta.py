@@ -192,10 +192,8 @@ class RelativeEmbeddings(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Distances:
-    """Rows of the relative embeddings for the distances i - j in a batch, 2 * longest - 1 of them, zero midway.
-
-    ascending: the most negative first. descending: the most positive first, in the table turned upside down.
-    """
+    """Rows of the relative embeddings for the distances i - j in a batch, 2 * longest - 1 of them, zero midway: the
+    most negative first, or the most positive first, in the table turned upside down."""
 
     relative: RelativeEmbeddings
     ascending: Tensor | slice

@@ -1,6 +1,8 @@
 """HTTP: routes as a list, short handlers, errors turned into answers in one place. Knows no dialect's shapes."""
 
 import asyncio
+import logging
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -36,6 +38,8 @@ from assay.server.service import Service
 
 Result = TypeVar("Result")
 
+_log = logging.getLogger("assay.server")
+
 _DIALECT_OF_PATH = {path: dialect for dialect in DIALECTS for path in dialect.paths}
 _MAX_REQUEST_ID = 128
 
@@ -46,10 +50,12 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(service, on_loaded))
-        yield
-        await loading
-        if service.engine is not None:
-            await asyncio.to_thread(service.engine.close)
+        try:
+            yield
+        finally:
+            loading.cancel()
+            if service.engine is not None:
+                await asyncio.to_thread(service.engine.close)
 
     routes = [
         *(
@@ -68,14 +74,13 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
         exception_handlers={
             AssayError: partial(_error, service),
             HTTPException: partial(_http_error, service),
-            Exception: partial(_bug, service),
         },
     )
 
 
 async def _load(service: Service, on_loaded: Callable[[Exception | None], None]) -> None:
     try:
-        engine = await asyncio.to_thread(service.load)
+        engine = await _in_daemon(service.load)
     except Exception as error:  # an edge: whoever started the server is told, whatever it is
         on_loaded(error)
         return
@@ -84,7 +89,40 @@ async def _load(service: Service, on_loaded: Callable[[Exception | None], None])
     on_loaded(None)
 
 
+async def _in_daemon(work: Callable[[], Result]) -> Result:
+    """Run `work` in a thread that does not hold up the end of the process, as an executor's would."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def settle(outcome: Callable[[], None]) -> None:
+        if not future.done():
+            outcome()
+
+    def run() -> None:
+        try:
+            result = work()
+            outcome = partial(future.set_result, result)
+        except Exception as error:
+            outcome = partial(future.set_exception, error)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=run, name="assay-loader", daemon=True).start()
+    return await future
+
+
 async def _answer(service: Service, dialect: Dialect, request: Request) -> Response:
+    """An edge: whatever goes wrong, the caller is told; of our bugs without details, which the log has."""
+    try:
+        return await _scored(service, dialect, request)
+    except AssayError:
+        raise
+    except Exception as error:
+        _log.exception("A request failed (x-request-id: %s).", request.headers.get("x-request-id"))
+        raise InternalError("Internal server error; the server's log has the details.") from error
+
+
+async def _scored(service: Service, dialect: Dialect, request: Request) -> Response:
     """Any dialect's request: body → parse → engine → render."""
     call = dialect.parse(await _body(request, service.config.max_body_bytes))
     engine = service.engine_for(call.model)
@@ -187,11 +225,6 @@ async def _http_error(service: Service, request: Request, error: Exception) -> R
     response = await _error(service, request, refusal)
     response.headers.update(error.headers or {})
     return response
-
-
-async def _bug(service: Service, request: Request, error: Exception) -> Response:
-    """An edge: our bug. The caller is told so without details; the server's log has the traceback."""
-    return await _error(service, request, InternalError("Internal server error; the server's log has the details."))
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -58,6 +58,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -65,13 +66,16 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._loop.call_soon_threadsafe(self._begin_drain)
+        if self._loop is None:  # before startup there is nothing to drain
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
         if self._draining is not None:
             self.force_exit = self.should_exit = True
             return
-        self._draining = self._loop.create_task(self._drain())
+        self._draining = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:
         timeout = self._service.config.drain_timeout
