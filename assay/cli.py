@@ -34,6 +34,9 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 DTypeOption = Annotated[DType, typer.Option(help="Precision of the trunk; heads are float32. auto: float32 on a CPU.")]
 DeviceOption = Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest input in tokens. Default: the checkpoint's own limit.")]
+ClassifierFromToken = Annotated[
+    str | None, typer.Option(help="For rerankers saved as language models: the answer tokens, e.g. no,yes.")
+]
 ActivationOption = Annotated[ActivationChoice, typer.Option(help="auto: what the checkpoint's config asks for.")]
 
 
@@ -60,6 +63,7 @@ def serve(
     chat_template: Annotated[
         str | None, typer.Option(help="Jinja file that replaces the checkpoint's template.")
     ] = None,
+    classifier_from_token: ClassifierFromToken = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT LoRA adapter to merge: a folder or a hub id.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, as data only.")] = False,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.")] = _ENGINE.max_batch_tokens,
@@ -93,6 +97,7 @@ def serve(
         device=device,
         activation=activation,
         chat_template=chat_template,
+        classifier_from_token=classifier_from_token,
         adapter=adapter,
         allow_pickle=allow_pickle,
         max_batch_tokens=max_batch_tokens,

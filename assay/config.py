@@ -12,6 +12,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
+TEMPLATES = Path(__file__).parent / "templates"
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "emotions"
 
 
@@ -37,7 +38,9 @@ class EngineConfig:
     max_model_len: longest sequence in tokens; None takes the checkpoint's own limit.
     max_batch_tokens: tokens in one forward pass. A longer sequence runs alone.
     max_queue_tokens: tokens that may wait; beyond it callers get QueueFullError.
-    chat_template: a file with a Jinja template that replaces the checkpoint's own.
+    chat_template: a file with a Jinja template that replaces the checkpoint's own, or the name of one in `templates`.
+    classifier_from_token: for rerankers saved as language models: the tokens whose logits are the score, `no,yes` (the
+        second minus the first) or one alone. None takes what a sentence-transformers LogitScore module says.
     adapter: a PEFT LoRA adapter (folder or hub id) that is merged into the model.
     allow_pickle: read weights that exist only as `.bin`, as data, without running a pickle's code.
     tokenizer_threads: threads that turn text into ids, off the event loop.
@@ -52,6 +55,7 @@ class EngineConfig:
     max_queue_tokens: int = 1_048_576
     activation: ActivationChoice = "auto"
     chat_template: str | None = None
+    classifier_from_token: str | None = None
     adapter: str | None = None
     allow_pickle: bool = False
     tokenizer_threads: int = 2
@@ -67,6 +71,14 @@ class EngineConfig:
         _check_at_least("tokenizer_threads", self.tokenizer_threads, 1)
         if self.max_model_len is not None:
             _check_at_least("max_model_len", self.max_model_len, 1)
+
+    @property
+    def chat_template_path(self) -> Path | None:
+        """The template's file: a path, or the name of one that ships with assay."""
+        if self.chat_template is None:
+            return None
+        shipped = TEMPLATES / f"{self.chat_template}.jinja"
+        return shipped if shipped.is_file() else Path(self.chat_template)
 
     @property
     def default_name(self) -> str:

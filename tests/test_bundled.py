@@ -58,7 +58,7 @@ def test_the_documents_own_text_is_liked(classifier: Classifier) -> None:
 def test_labels_and_activation(classifier: Classifier) -> None:
     assert len(classifier.labels) == len(set(classifier.labels)) == 28
     assert {"neutral", *EXPECTED.values()} <= set(classifier.labels)
-    assert classifier._engine.activation == "sigmoid"
+    assert classifier._engine.model.activation == "sigmoid"
     (prediction,) = classifier.classify(DOCUMENTS_TEXT)
     assert prediction.probs == pytest.approx(torch.tensor(prediction.logits).sigmoid().tolist(), abs=1e-6)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from assay.config import EngineConfig
 from assay.engine.engine import Engine
@@ -25,7 +24,7 @@ from assay.errors import (
     UnavailableError,
 )
 from assay.sequence import Options, Prediction, Sequence, TextPrompt, TokenPrompt
-from tests.tiny import rewrite_weights, save_bert
+from tests.tiny import save_bert
 
 MAX_LEN = 32
 PATIENCE = 5  # seconds after which a wait is a hang; nothing here takes one
@@ -139,7 +138,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
 
 def alone(engine: Engine, token_ids: list[int]) -> Prediction:
     runner = ModelRunner(engine.model)
-    answer = runner.run(form([Sequence(token_ids, activation=engine.activation)]))[0]
+    answer = runner.run(form([Sequence(token_ids, activation=engine.model.activation)]))[0]
     assert isinstance(answer, Prediction)
     return answer
 
@@ -242,12 +241,8 @@ async def test_a_bug_in_the_tokenizer_fails_only_its_own_request(bench: Bench, m
 
 async def test_not_a_number_fails_its_request_and_no_other(tmp_path: Path) -> None:
     save_bert(tmp_path)
-
-    def change(tensors: dict[str, Tensor]) -> None:
-        tensors["bert.embeddings.word_embeddings.weight"][50] = float("nan")
-
-    rewrite_weights(tmp_path, change)
     engine = Engine.load(EngineConfig(str(tmp_path)))
+    engine.model.module.get_parameter("trunk.word_embeddings.weight")[50] = float("nan")
     engine.start()
     good, bad = await asyncio.gather(
         engine.classify([TokenPrompt([6])]),
@@ -579,8 +574,8 @@ def test_max_model_len_is_the_smallest_limit(folder: Path) -> None:
 
 
 def test_configured_activation_wins_over_the_checkpoints(folder: Path) -> None:
-    assert Engine.load(EngineConfig(str(folder))).activation == "softmax"
-    assert Engine.load(EngineConfig(str(folder), activation="none")).activation == "none"
+    assert Engine.load(EngineConfig(str(folder))).model.activation == "softmax"
+    assert Engine.load(EngineConfig(str(folder), activation="none")).model.activation == "none"
 
 
 async def test_queue_gauges_follow_the_queue(bench: Bench) -> None:

@@ -489,3 +489,48 @@ def test_a_download_that_breaks_off(monkeypatch: pytest.MonkeyPatch, error: Exce
 @pytest.mark.parametrize("name", ["a--b", "owner/na..me", "-owner/name", "owner/name.git", "x" * 200])
 def test_a_name_that_the_hub_would_not_take(name: str, offline: Path) -> None:
     assert name in refusal(lambda: resolve(name))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused_by_name(tmp_path: Path, value: float) -> None:
+    save_bert(tmp_path)
+    rewrite_weights(tmp_path, lambda tensors: tensors["classifier.weight"][0].fill_(value))
+    with pytest.raises(CheckpointError, match=r"not finite.*classifier\.weight"):
+        load_model(tmp_path)
+
+
+def test_bin_files_are_read_as_data_when_allowed(tmp_path: Path) -> None:
+    save_bert(tmp_path)
+    expected = dict(load_model(tmp_path).module.named_parameters())
+    state = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(state)
+    for part, legacy in ((0, False), (1, True)):
+        shard = {name: state[name] for name in names[part::2]}
+        torch.save(shard, tmp_path / f"pytorch_model-{part}.bin", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        load_model(tmp_path)
+    module = load_model(tmp_path, allow_pickle=True).module
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in module.named_parameters())
+
+
+class _Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("content", ["code", "list", "garbage"])
+def test_a_bin_file_of_anything_but_tensors_is_refused_and_not_run(tmp_path: Path, content: str) -> None:
+    save_bert(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    path = tmp_path / "pytorch_model.bin"
+    if content == "garbage":
+        path.write_bytes(b"no pickle at all")
+    else:
+        torch.save({"x": _Evil(tmp_path / "marker")} if content == "code" else [1, 2], path)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        load_model(tmp_path, allow_pickle=True)
+    assert not (tmp_path / "marker").exists()

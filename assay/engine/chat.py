@@ -5,6 +5,7 @@ beyond today's date.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,10 @@ _MARK = "\ue000continue\ue000"  # private-use characters: no template writes the
 
 
 class ChatTemplate:
-    """A compiled template. Raises CheckpointError when it is no valid Jinja."""
+    """A compiled template. Raises CheckpointError when it is no valid Jinja.
+
+    reads_pairs: it is a reranker's, with the roles `query` and `document`.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
@@ -38,6 +42,8 @@ class ChatTemplate:
         except TemplateError as error:
             raise CheckpointError(f"The chat template is not valid Jinja: {error}") from error
         self._special_tokens = dict(special_tokens)
+        # Told by the source: a template that prints any role would print these two as well, and mean nothing by it.
+        self.reads_pairs = all(re.search(rf"""['"]{role}['"]""", source) for role in ("query", "document"))
 
     def render(self, prompt: ChatPrompt, contents: list[str] | None = None) -> str:
         """The conversation as text. `contents` stands in for the messages' own, e.g. after cutting.

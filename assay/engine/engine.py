@@ -10,17 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from pathlib import Path
 from typing import Self
 
 from assay.config import EngineConfig
 from assay.engine.runner import Batch, ModelRunner, form
 from assay.engine.scheduler import Scheduler
-from assay.engine.tokenizer import TokenizerPool, load_tokenizer
+from assay.engine.tokenizer import TokenizerPool, answer_token_ids, load_tokenizer
 from assay.errors import AssayError, ConfigError, InternalError, QueueFullError, TooLargeError, UnavailableError
 from assay.metrics import Metrics
 from assay.model.registry import LoadedModel, load_model
-from assay.model.weights import resolve
+from assay.model.weights import logit_score_ids, resolve
 from assay.sequence import Options, Prediction, Prompt, Sequence, TextPrompt, TokenPrompt
 
 _log = logging.getLogger("assay.engine")
@@ -65,11 +64,19 @@ class Engine:
         """Resolve, read and warm up the model. Slow: call it off the event loop. Raises SetupError."""
         folder = resolve(config.model, config.revision, config.allow_pickle)
         adapter = resolve(config.adapter) if config.adapter else None
-        text_tokenizer = load_tokenizer(folder, Path(config.chat_template) if config.chat_template else None)
-        model = load_model(folder, config.dtype, config.device, config.activation, adapter, config.allow_pickle)
+        text_tokenizer = load_tokenizer(folder, config.chat_template_path)
+        answer_ids = answer_token_ids(config.classifier_from_token, text_tokenizer.tokenizer) or logit_score_ids(folder)
+        model = load_model(
+            folder, config.dtype, config.device, config.activation, adapter, config.allow_pickle, answer_ids
+        )
         max_model_len = _max_model_len(config.max_model_len, text_tokenizer.model_max_length, model.max_positions)
         pool = TokenizerPool(
-            text_tokenizer, model.vocab_size, max_model_len, config.tokenizer_threads, model.type_vocab_size
+            text_tokenizer,
+            model.vocab_size,
+            max_model_len,
+            config.tokenizer_threads,
+            model.type_vocab_size,
+            pairs_need_template=answer_ids is not None,
         )
         engine = cls(config, model, pool, max_model_len, metrics or Metrics())
         engine._runner.warm_up()

@@ -11,7 +11,7 @@ from tokenizers import Encoding, Tokenizer
 
 from assay.engine.chat import ChatTemplate, load_chat_template, text_of
 from assay.engine.vocabularies import build_tokenizer
-from assay.errors import CheckpointError, ContextLengthError, RequestError
+from assay.errors import CheckpointError, ConfigError, ContextLengthError, RequestError
 from assay.model.weights import read_json
 from assay.sequence import ChatPrompt, Options, Prompt, Sequence, TextPrompt, TokenPrompt, TruncationSide
 
@@ -70,6 +70,7 @@ class TokenizerPool:
     vocab_size: ids at or above it have no row in the model's embedding.
     max_model_len: longest sequence, special tokens included.
     type_vocab_size: token types that the model tells apart; under two, none are kept.
+    pairs_need_template: a language model used as a reranker, to which two texts side by side say nothing.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class TokenizerPool:
         max_model_len: int,
         threads: int,
         type_vocab_size: int = 2,
+        pairs_need_template: bool = False,
     ) -> None:
         self._tokenizer = text_tokenizer.tokenizer
         self._truncation_side = text_tokenizer.truncation_side
@@ -91,6 +93,7 @@ class TokenizerPool:
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._has_types = type_vocab_size > 1
+        self._pairs_need_template = pairs_need_template
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="assay-tokenizer")
 
     async def encode(self, prompts: Seq[Prompt], options: Options, first_index: int = 0) -> list[Sequence]:
@@ -107,6 +110,7 @@ class TokenizerPool:
     def encode_now(self, prompts: Seq[Prompt], options: Options, first_index: int = 0) -> list[Sequence]:
         """The same in the calling thread."""
         limit = self._limit(options)
+        prompts = [self._pair_as_conversation(prompt) for prompt in prompts]
         texts = [self._text_of(prompt) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
         special = [_adds_special(prompt, options) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
         encodings = iter(self._encode(texts, special))
@@ -151,6 +155,22 @@ class TokenizerPool:
                 param="truncate_prompt_tokens",
             )
         return limit
+
+    def _pair_as_conversation(self, prompt: Prompt) -> Prompt:
+        """A pair, where the template has the roles `query` and `document` of a reranker."""
+        if not (isinstance(prompt, TextPrompt) and prompt.text_pair is not None):
+            return prompt
+        if self._chat_template is not None and self._chat_template.reads_pairs:
+            return ChatPrompt(
+                [{"role": "query", "content": prompt.text}, {"role": "document", "content": prompt.text_pair}]
+            )
+        if self._pairs_need_template:
+            raise RequestError(
+                "This reranker reads pairs through a template with the roles query and document, and has none; start "
+                "it with --chat-template (see docs/rerankers.md).",
+                param="input",
+            )
+        return prompt
 
     def _text_of(self, prompt: TextPrompt | ChatPrompt, contents: list[str] | None = None) -> str | tuple[str, str]:
         if isinstance(prompt, TextPrompt):
@@ -262,6 +282,20 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
         return first, second
     shorter = min(first, second, room // 2)
     return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
+
+
+def answer_token_ids(tokens: str | None, tokenizer: Tokenizer) -> tuple[int, ...] | None:
+    """The ids of `no,yes` (or of one token alone). Raises ConfigError for what is not one token each."""
+    if tokens is None:
+        return None
+    names = [name.strip() for name in tokens.split(",")]
+    if not 1 <= len(names) <= 2 or not all(names):
+        raise ConfigError(f"classifier_from_token is {tokens!r}; give two tokens, like no,yes, or one.")
+    ids = [tokenizer.encode(name, add_special_tokens=False).ids for name in names]
+    for name, pieces in zip(names, ids, strict=True):
+        if len(pieces) != 1:
+            raise ConfigError(f"classifier_from_token: {name!r} is {len(pieces)} tokens in this vocabulary, not one.")
+    return tuple(pieces[0] for pieces in ids)
 
 
 def _adds_special(prompt: Prompt, options: Options) -> bool:

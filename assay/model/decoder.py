@@ -3,6 +3,8 @@
 The flags and their reading are in decoder_config.py. Knows no text generation: there is no cache.
 """
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ from assay.model.mlp import GatedMLP
 from assay.model.norm import RMSNorm
 from assay.model.rotary import Rotary, rotate
 
-# Architecture → (family, head). Heads: a score matrix; one after a hidden layer; InternLM2's; a gated sum (URM).
+# Architecture → (family, head). Heads: a score matrix; the logits of answers (rerankers saved as language models);
+# InternLM2's; a score after a hidden layer; a gated sum (URM).
 ARCHITECTURES = {
     "LlamaForSequenceClassification": ("llama", "score"),
     "MistralForSequenceClassification": ("mistral", "score"),
@@ -26,6 +29,14 @@ ARCHITECTURES = {
     "Gemma2ForSequenceClassification": ("gemma2", "score"),
     "Gemma3TextForSequenceClassification": ("gemma3_text", "score"),
     "Phi3ForSequenceClassification": ("phi3", "score"),
+    "LlamaForCausalLM": ("llama", "answer"),
+    "MistralForCausalLM": ("mistral", "answer"),
+    "Qwen2ForCausalLM": ("qwen2", "answer"),
+    "Qwen3ForCausalLM": ("qwen3", "answer"),
+    "GemmaForCausalLM": ("gemma", "answer"),
+    "Gemma2ForCausalLM": ("gemma2", "answer"),
+    "Gemma3ForCausalLM": ("gemma3_text", "answer"),
+    "Phi3ForCausalLM": ("phi3", "answer"),
     "InternLM2ForRewardModel": ("internlm2", "v_head"),
     "Qwen2ForRewardModel": ("qwen2", "score_mlp"),
     "Qwen3ForRewardModel": ("qwen3", "score_mlp"),
@@ -102,8 +113,35 @@ _HEAD_NAMES = {
 }
 
 
+def _answer_names(architecture: str, raw: Raw, shapes: Shapes) -> tuple[Rename, ...]:
+    """The score as one row: the language model head's for `yes` less that for `no`. Tied heads are the embeddings."""
+    ids = raw.get("answer_token_ids")
+    if ids is None:
+        raise CheckpointError(
+            f"{architecture} is a language model. If it is a reranker that answers with a token, say with which: "
+            "--classifier-from-token no,yes."
+        )
+    if raw.get("final_logit_softcapping") and len(ids) > 1:
+        raise CheckpointError(
+            "config.json caps the logits (final_logit_softcapping), so their difference is no product."
+        )
+
+    def row(matrix: Tensor) -> Tensor:
+        wanted = matrix[[ids[-1]]].float()
+        return wanted - matrix[[ids[0]]].float() if len(ids) > 1 else wanted
+
+    source = "lm_head.weight" if "lm_head.weight" in shapes else "model.embed_tokens.weight"
+    if max(ids) >= num_rows(shapes, source):
+        raise CheckpointError(
+            f"The answer tokens {ids} are not all within the {num_rows(shapes, source)} rows of {source}."
+        )
+    return (Rename(re.escape(source), "head.out.weight", transform=row),)
+
+
 def _head(kind: str, hidden_size: int, shapes: Shapes) -> HeadSpec:
     match kind:
+        case "answer":
+            return HeadSpec("last", hidden_size, 1, out_bias=False)
         case "score" | "v_head":
             return HeadSpec("last", hidden_size, num_rows(shapes, f"{kind}.weight"), out_bias=False)
         case "score_mlp":
@@ -122,14 +160,15 @@ def blueprint(architecture: str, raw: Raw, shapes: Shapes) -> Blueprint:
     family, kind = ARCHITECTURES[architecture]
     config = read_decoder(raw, family)
     names = _internlm2_names(config) if family == "internlm2" else _llama_names(family)
+    head_names = _answer_names(architecture, raw, shapes) if kind == "answer" else _HEAD_NAMES[kind]
     return Blueprint(
         trunk=lambda: Decoder(config),
         head=_head(kind, config.hidden_size, shapes),
-        renames=(*names, *_HEAD_NAMES[kind]),
+        renames=(*names, *head_names),
         vocab_size=config.vocab_size,
         type_vocab_size=0,
         max_positions=config.rope.usable_length,
-        reward=kind != "score",
+        reward=kind not in ("score", "answer"),
         refused_dtypes=("float16",) if family in ("gemma2", "gemma3_text") else (),
     )
 

@@ -38,6 +38,14 @@ ARCHITECTURES = {
     "Gemma2ForSequenceClassification": _DECODER,
     "Gemma3TextForSequenceClassification": _DECODER,
     "Phi3ForSequenceClassification": _DECODER,
+    "LlamaForCausalLM": _DECODER,
+    "MistralForCausalLM": _DECODER,
+    "Qwen2ForCausalLM": _DECODER,
+    "Qwen3ForCausalLM": _DECODER,
+    "GemmaForCausalLM": _DECODER,
+    "Gemma2ForCausalLM": _DECODER,
+    "Gemma3ForCausalLM": _DECODER,
+    "Phi3ForCausalLM": _DECODER,
     "InternLM2ForRewardModel": _DECODER,
     "Qwen2ForRewardModel": _DECODER,
     "Qwen3ForRewardModel": _DECODER,
@@ -96,15 +104,19 @@ def load_model(
     activation: ActivationChoice = "auto",
     adapter: Path | None = None,
     allow_pickle: bool = False,
+    answer_token_ids: tuple[int, ...] | None = None,
 ) -> LoadedModel:
     """Build on `meta`, then fill strictly from the folder, with an adapter merged in if one is given.
 
     allow_pickle: read `.bin` files, as data only, where there are no safetensors.
+    answer_token_ids: a language model whose score is the logit of the last of these tokens, less the first's.
     Raises CheckpointError or ConfigError.
     """
     raw: Mapping[str, Any] = read_json(folder / "config.json")
     if activation != "auto":  # the operator's word replaces the config's, even one that would be refused
         raw = {**raw, **_PROBLEM_TYPE[activation]}
+    if answer_token_ids is not None:
+        raw = {**raw, "answer_token_ids": answer_token_ids}
     architecture = _architecture(raw, adapter is not None)
     if architecture is not None:
         model = _native(architecture, raw, folder, dtype, device, adapter, allow_pickle)
@@ -163,7 +175,7 @@ def _architecture(raw: Mapping[str, Any], adapted: bool) -> str | None:
             f"The weights are quantized ({method}), which is not supported; use the original weights."
         )
     named = [str(name) for name in architectures]
-    for name in named:
+    for name in () if adapted and any("CausalLM" in name for name in named) else named:
         if name in ARCHITECTURES:
             return name
     inferred = _MODEL_TYPES.get(str(raw.get("model_type")))

@@ -35,6 +35,8 @@ _IGNORED = re.compile(
 )
 _LEGACY = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "vocab.txt", "merges.txt"]
+# Folders hold other formats; but 1_LogitScore/config.json says which tokens are a reranker's answers.
+_NOT_HUB_FILES = ["[!1]*/*", "*/*.safetensors", "*/*.bin"]
 _PICKLES = ["pytorch_model*.bin"]
 _INDEX = "model.safetensors.index.json"
 
@@ -59,7 +61,7 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
                 model,
                 revision=revision,
                 allow_patterns=[*_HUB_FILES, *(_PICKLES if allow_pickle else [])],
-                ignore_patterns=["*/*"],
+                ignore_patterns=_NOT_HUB_FILES,
             )
         )
     except LocalEntryNotFoundError as error:
@@ -101,6 +103,20 @@ def _shards_of(index: Path) -> list[Path]:
     if names is None or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise CheckpointError(f"{index} has no weight_map from tensor names to the names of files beside it.")
     return [index.parent / name for name in sorted(set(names))]
+
+
+def logit_score_ids(folder: Path) -> tuple[int, ...] | None:
+    """Token ids (false, true) or (true,) of a sentence-transformers LogitScore module; None where there is none."""
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return None
+    entries = json.loads(modules.read_text("utf-8"))
+    for entry in entries if isinstance(entries, list) else []:
+        if str(entry.get("type", "")).endswith(".LogitScore"):
+            config = read_json(folder / str(entry.get("path", "")) / "config.json")
+            ids = (config.get("false_token_id"), config.get("true_token_id"))
+            return tuple(int(token_id) for token_id in ids if token_id is not None)
+    return None
 
 
 class Tensors(Protocol):
@@ -189,64 +205,81 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 def load(module: nn.Module, checkpoint: Tensors, renames: tuple[Rename, ...], dtype: torch.dtype) -> None:
     """Fill a module built on `meta`: the trunk in `dtype`, the head in float32.
 
-    Raises CheckpointError naming every missing, left-over, doubled or misshapen tensor.
+    A tensor goes wherever a rule sends it: to several places, where a head is tied to the embeddings.
+    Raises CheckpointError naming every missing, left-over, doubled, misshapen or non-finite tensor.
     """
-    wanted = dict(module.named_parameters())
-    filled: dict[str, str] = {}
-    halves: dict[str, dict[str, Tensor]] = {}
-    problems: list[str] = []
+    filling = _Filling(module, dtype)
     for name, tensor in checkpoint:
-        if _IGNORED.fullmatch(name):
-            continue
-        rule, target, part = _rename(name, renames)
-        if rule is not None and not rule.target:
-            continue
-        if rule is None or target not in wanted:
-            problems.append(f"left over: {name}")
-            continue
-        if rule.parts:
-            halves.setdefault(target, {})[part] = tensor
-            if len(halves[target]) < len(rule.parts):
-                continue
-            pieces = halves.pop(target)
-            if not _fit([pieces[part].shape for part in rule.parts]):
-                shapes = ", ".join(f"{part} {list(pieces[part].shape)}" for part in rule.parts)
-                problems.append(f"misshapen: {target} is made of {shapes}")
-                filled[target] = name
-                continue
-            tensor = torch.cat([pieces[part] for part in rule.parts])
-        if rule.transform is not None:
-            tensor = rule.transform(tensor)
-        if target in filled:
-            problems.append(f"doubled: {name} (also {filled[target]})")
-        elif tensor.shape != wanted[target].shape:
-            problems.append(f"misshapen: {name} is {list(tensor.shape)}, should be {list(wanted[target].shape)}")
-        else:
-            _assign(module, target, tensor.to(torch.float32 if target.startswith("head.") else dtype))
-        filled[target] = name
-    problems += [f"missing: {target}{_have(halves, target)}" for target in wanted if target not in filled]
+        rules = _rules_for(name, renames)
+        if not rules and not _IGNORED.fullmatch(name):
+            filling.problems.append(f"left over: {name}")
+        for rule, target, part in rules:
+            if target:
+                filling.take(name, tensor, rule, target, part)
+    problems = filling.problems + filling.missing()
     if problems:
         more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"{checkpoint.folder} does not fit its config.json: {'; '.join(problems[:8])}{more}")
 
 
-def _rename(name: str, renames: tuple[Rename, ...]) -> tuple[Rename | None, str, str]:
+class _Filling:
+    """Which parameters of a module are filled, which fused ones are still in parts, and what went wrong."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self.problems: list[str] = []
+        self._module = module
+        self._dtype = dtype
+        self._wanted = dict(module.named_parameters())
+        self._filled: dict[str, str] = {}
+        self._parts: dict[str, dict[str, Tensor]] = {}
+
+    def take(self, name: str, tensor: Tensor, rule: Rename, target: str, part: str) -> None:
+        if target not in self._wanted:
+            self.problems.append(f"left over: {name}")
+            return
+        if rule.parts:
+            parts = self._parts.setdefault(target, {})
+            parts[part] = tensor
+            if len(parts) < len(rule.parts):
+                return
+            del self._parts[target]
+            if not _fit([parts[part].shape for part in rule.parts]):
+                shapes = ", ".join(f"{part} {list(parts[part].shape)}" for part in rule.parts)
+                self.problems.append(f"misshapen: {target} is made of {shapes}")
+                self._filled[target] = name
+                return
+            tensor = torch.cat([parts[part] for part in rule.parts])
+        self._put(name, tensor if rule.transform is None else rule.transform(tensor), target)
+
+    def missing(self) -> list[str]:
+        return [f"missing: {target}{self._have(target)}" for target in self._wanted if target not in self._filled]
+
+    def _put(self, name: str, tensor: Tensor, target: str) -> None:
+        wanted = self._wanted[target].shape
+        if target in self._filled:
+            self.problems.append(f"doubled: {name} (also {self._filled[target]})")
+        elif tensor.shape != wanted:
+            self.problems.append(f"misshapen: {name} is {list(tensor.shape)}, should be {list(wanted)}")
+        elif not torch.isfinite(tensor).all():
+            self.problems.append(f"not finite (NaN or infinity): {name}")
+        else:
+            _assign(self._module, target, tensor.to(torch.float32 if target.startswith("head.") else self._dtype))
+        self._filled[target] = name
+
+    def _have(self, target: str) -> str:
+        return f" (only {', '.join(sorted(self._parts[target]))} of it)" if target in self._parts else ""
+
+
+def _rules_for(name: str, renames: tuple[Rename, ...]) -> list[tuple[Rename, str, str]]:
+    """(rule, our name, part) for every rule that takes this tensor; our name is empty where it is to be dropped."""
     for old, new in _LEGACY:
         name = name.replace(old, new)
-    for rule in renames:
-        found = rule.match(name)
-        if found is not None:
-            return rule, *found
-    return None, "", ""
+    return [(rule, *found) for rule in renames if (found := rule.match(name)) is not None]
 
 
 def _fit(shapes: list[torch.Size]) -> bool:
     """Whether parts can be joined: all of one width, and the last two (k and v, gate and up) alike."""
     return len({shape[1:] for shape in shapes}) == 1 and len(shapes[0]) > 0 and shapes[-1] == shapes[-2]
-
-
-def _have(halves: dict[str, dict[str, Tensor]], target: str) -> str:
-    return f" (only {', '.join(sorted(halves[target]))} of it)" if target in halves else ""
 
 
 def _assign(module: nn.Module, target: str, tensor: Tensor) -> None:

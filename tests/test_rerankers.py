@@ -1,0 +1,159 @@
+"""Rerankers saved as language models: the score is a difference of two logits, computed without the others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from assay import Classifier, Prediction
+from assay.config import TEMPLATES, EngineConfig
+from assay.engine.chat import ChatTemplate
+from assay.errors import AssayError, CheckpointError, ConfigError, RequestError
+from assay.sequence import ChatPrompt
+from tests.tiny import bert_vocab, randomize, save_bert_tokenizer
+
+VOCAB = {piece: i for i, piece in enumerate(bert_vocab())}
+SIZES = {
+    "vocab_size": len(VOCAB),
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 96,
+    "pad_token_id": 0,
+}
+PAIRS = [("the coffee", "was great"), ("so great", "everything broke and so the update was loved")]
+TEMPLATE = "{% for m in messages %}{% if m.role == 'query' %}q : {{ m.content }}{% elif m.role == 'document' %} d : {{ m.content }} ?{% endif %}{% endfor %}"
+
+
+def save(folder: Path, kind: str = "qwen3", **config: Any) -> PreTrainedModel:
+    classes = {
+        "qwen3": (Qwen3ForCausalLM, Qwen3Config),
+        "gemma": (GemmaForCausalLM, GemmaConfig),
+        "gemma2": (Gemma2ForCausalLM, Gemma2Config),
+    }
+    model_class, config_class = classes[kind]
+    model = randomize(model_class(config_class(**SIZES | config)), 3)
+    model.save_pretrained(folder)
+    save_bert_tokenizer(folder, chat_template=TEMPLATE)
+    return model
+
+
+def expected(model: PreTrainedModel, folder: Path, text: str, true: str, false: str | None) -> float:
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+    return float(logits[VOCAB[true]] - (logits[VOCAB[false]] if false else 0))
+
+
+def score(folder: Path, inputs: list[Any], **config: Any) -> list[Prediction]:
+    with Classifier(str(folder), **config) as classifier:
+        return classifier.classify(inputs)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("kind", "tokens"), [("qwen3", "broke,great"), ("gemma", "great")])
+def test_pairs_score_as_the_language_model_answers(tmp_path: Path, kind: str, tokens: str, tied: bool) -> None:
+    model = save(tmp_path, kind, tie_word_embeddings=tied)
+    *false, true = tokens.split(",")
+    predictions = score(tmp_path, PAIRS, classifier_from_token=tokens)
+    for (query, document), prediction in zip(PAIRS, predictions, strict=True):
+        reference = expected(model, tmp_path, f"q : {query} d : {document} ?", true, false[0] if false else None)
+        assert prediction.logits == pytest.approx([reference], abs=1e-4)
+        assert prediction.probs == pytest.approx([1 / (1 + torch.tensor(-reference).exp().item())], abs=1e-5)
+
+
+def test_a_logit_score_module_says_which_tokens(tmp_path: Path) -> None:
+    model = save(tmp_path)
+    modules = [
+        {"path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {"path": "1_LogitScore", "type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"},
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_LogitScore").mkdir()
+    config = {"true_token_id": VOCAB["great"], "false_token_id": VOCAB["broke"]}
+    (tmp_path / "1_LogitScore" / "config.json").write_text(json.dumps(config))
+    (prediction,) = score(tmp_path, PAIRS[:1])
+    reference = expected(model, tmp_path, "q : the coffee d : was great ?", "great", "broke")
+    assert prediction.logits == pytest.approx([reference], abs=1e-4)
+
+
+def test_a_language_model_without_answers_is_refused(tmp_path: Path) -> None:
+    save(tmp_path)
+    with pytest.raises(CheckpointError, match="--classifier-from-token"):
+        score(tmp_path, PAIRS)
+
+
+@pytest.mark.parametrize("tokens", ["", "a,b,c", "greatly,broke", ","])
+def test_answers_that_are_no_tokens_are_refused(tmp_path: Path, tokens: str) -> None:
+    save(tmp_path)
+    with pytest.raises((ConfigError, CheckpointError)) as caught:
+        score(tmp_path, PAIRS, classifier_from_token=tokens)
+    assert isinstance(caught.value, AssayError)
+
+
+def test_capped_logits_have_no_exact_difference(tmp_path: Path) -> None:
+    save(tmp_path, "gemma2")
+    with pytest.raises(CheckpointError, match="final_logit_softcapping"):
+        score(tmp_path, PAIRS, classifier_from_token="broke,great")
+
+
+def test_pairs_without_a_template_are_refused_and_texts_are_scored(tmp_path: Path) -> None:
+    save(tmp_path)
+    save_bert_tokenizer(tmp_path, chat_template="{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}")
+    with Classifier(str(tmp_path), classifier_from_token="broke,great") as classifier:
+        with pytest.raises(RequestError, match="--chat-template"):
+            classifier.classify(PAIRS)
+        assert len(classifier.classify(["q : the coffee d : was great ?"])) == 1
+
+
+def test_a_cut_pair_keeps_the_template(tmp_path: Path) -> None:
+    save(tmp_path)
+    with Classifier(str(tmp_path), classifier_from_token="broke,great") as classifier:
+        (cut,) = classifier.classify([("so " * 60, "great " * 60)], truncate_prompt_tokens=21)
+        (same,) = classifier.classify([("so " * 8, "great " * 8)])
+    assert (cut.num_tokens, cut.logits) == (21, pytest.approx(same.logits, abs=1e-5))
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.jinja")), ids=lambda path: path.stem)
+def test_shipped_templates(path: Path) -> None:
+    assert EngineConfig(chat_template=path.stem).chat_template_path == path
+    template = ChatTemplate(path.read_text("utf-8"), {"bos_token": "<bos>"})
+    assert template.reads_pairs
+    prompt = ChatPrompt([{"role": "query", "content": "QUERY"}, {"role": "document", "content": "DOCUMENT"}])
+    expected = {
+        "qwen3-reranker": "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+        'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a '
+        "web search query, retrieve relevant passages that answer the query\n<Query>: QUERY\n<Document>: DOCUMENT<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "mxbai-rerank-v2": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nquery: QUERY\ndocument: DOCUMENT\nYou are a search relevance expert who evaluates how well "
+        "documents match search queries. For each query-document pair, carefully analyze the semantic relationship between "
+        "them, then provide your binary relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "bge-reranker-v2-gemma": "<bos>A: QUERY\nB: DOCUMENT\nGiven a query A and a passage B, determine whether the passage "
+        "contains an answer to the query by providing a prediction of either 'Yes' or 'No'.",
+    }
+    assert template.render(prompt) == expected[path.stem]
+    with pytest.raises(RequestError, match="roles are"):
+        template.render(ChatPrompt([{"role": "user", "content": "hi"}]))
+
+
+def test_a_system_message_is_the_instruction() -> None:
+    template = ChatTemplate((TEMPLATES / "qwen3-reranker.jinja").read_text("utf-8"), {})
+    messages = [{"role": role, "content": role.upper()} for role in ("system", "query", "document")]
+    assert "<Instruct>: SYSTEM\n<Query>: QUERY\n<Document>: DOCUMENT<|im_end|>" in template.render(ChatPrompt(messages))
