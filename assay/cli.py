@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -227,6 +228,8 @@ def _print_verification(verification: "Verification") -> None:
 
 def main() -> None:
     """Run the command line. An error of ours is one line on stderr and exit code 1."""
+    # torch tells everyone without NumPy that it is missing; nothing here uses it.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
         app()
     except AssayError as error:
