@@ -211,6 +211,29 @@ def test_broken_checkpoints(
     assert named in fails(capsys, monkeypatch, "classify", "-m", str(broken), "--text", "x")
 
 
+def test_truncated_weights_and_weights_that_are_no_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, broken: Path
+) -> None:
+    path = broken / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "model.safetensors" in fails(capsys, monkeypatch, "classify", "-m", str(broken), "--text", "x")
+    path.write_bytes(whole[:-4] + b"\x00\x00\xc0\x7f")  # the last number of the file, in float32, is NaN now
+    assert "not finite" in fails(capsys, monkeypatch, "classify", "-m", str(broken), "--text", "x")
+
+
+def test_an_unknown_rope_type(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, broken: Path
+) -> None:
+    config = {
+        "architectures": ["LlamaForSequenceClassification"],
+        "rope_scaling": {"rope_type": "spiral", "factor": 2.0},
+    }
+    path = broken / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    assert "spiral" in fails(capsys, monkeypatch, "classify", "-m", str(broken), "--text", "x")
+
+
 BROKEN_CONFIGS = {
     "an unknown architecture": {"architectures": ["NoSuchModel"], "model_type": "none"},
     "a hidden size that is not the weights'": {"hidden_size": 40},

@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from tokenizers import Tokenizer
-from transformers import BertTokenizer, Qwen2Tokenizer
+from transformers import AutoTokenizer, BertTokenizer, Qwen2Tokenizer
 
 from assay.engine.tokenizer import load_tokenizer
 from assay.errors import CheckpointError
@@ -100,3 +101,23 @@ def test_a_vocabulary_without_its_special_tokens_is_refused(tmp_path: Path) -> N
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
     with pytest.raises(CheckpointError, match="vocabulary files"):
         load_tokenizer(tmp_path)
+
+
+def test_a_sentencepiece_model_is_converted_by_transformers(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("the coffee was great and the update broke everything\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=50,
+        model_type="bpe",
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    ours = load_tokenizer(tmp_path).tokenizer
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    pieces = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
+    for text in ("the coffee was great", "everything broke and the update was"):
+        assert ours.encode(text, add_special_tokens=False).ids == pieces.encode(text)
+        assert ours.encode(text).ids == theirs(text)["input_ids"]

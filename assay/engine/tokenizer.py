@@ -12,6 +12,7 @@ from tokenizers import Encoding, Tokenizer
 from assay.engine.chat import ChatTemplate, load_chat_template, text_of
 from assay.engine.vocabularies import build_tokenizer
 from assay.errors import CheckpointError, ConfigError, ContextLengthError, RequestError
+from assay.model.reference import classifiers, load_reference_tokenizer
 from assay.model.weights import read_json
 from assay.sequence import ChatPrompt, Options, Prompt, Sequence, TextPrompt, TokenPrompt, TruncationSide
 
@@ -46,8 +47,12 @@ def load_tokenizer(folder: Path, chat_template: Path | None = None) -> TextToken
             raise CheckpointError(f"{path} cannot be read: {error}") from error
     elif (folder / "vocab.txt").is_file() or (folder / "merges.txt").is_file():
         tokenizer = build_tokenizer(folder, config, str(model_config.get("model_type") or ""))
+    elif any(folder.glob("*.model")):
+        tokenizer = _from_sentencepiece(folder)
     else:
-        raise CheckpointError(f"{folder} has no tokenizer.json, no vocab.txt and no merges.txt.")
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json, no vocab.txt, no merges.txt and no SentencePiece model."
+        )
     tokenizer.no_padding()
     tokenizer.no_truncation()
     limit = config.get("model_max_length")
@@ -58,6 +63,15 @@ def load_tokenizer(folder: Path, chat_template: Path | None = None) -> TextToken
         chat_template=load_chat_template(folder, config, chat_template),
         suffix_id=model_config.get("reward_token_id"),
     )
+
+
+def _from_sentencepiece(folder: Path) -> Tokenizer:
+    """What transformers makes of a SentencePiece model: converted at every start, so a tokenizer.json is better."""
+    classifiers()  # says so where transformers is not installed
+    backend = getattr(load_reference_tokenizer(folder), "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise CheckpointError(f"transformers has no fast tokenizer for {folder}; save it once as tokenizer.json.")
+    return backend
 
 
 def _json_or_nothing(path: Path) -> dict[str, Any]:

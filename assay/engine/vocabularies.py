@@ -1,7 +1,7 @@
 """Tokenizers of checkpoints that carry no tokenizer.json, built from vocab.txt or from vocab.json and merges.txt.
 
 Knows BERT's WordPiece and the byte-level BPE of GPT-2, RoBERTa and Qwen2, as their classes in transformers define them.
-SentencePiece models are not read here: save such a tokenizer once with transformers and it has a tokenizer.json.
+SentencePiece models are not read here.
 """
 
 from collections.abc import Callable, Mapping

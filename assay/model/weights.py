@@ -34,7 +34,7 @@ _IGNORED = re.compile(
     r"|vocab_(transform|layer_norm|projector)\..*"
 )
 _LEGACY = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "vocab.txt", "merges.txt"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "vocab.txt", "merges.txt", "*.model"]
 # Folders hold other formats; but 1_LogitScore/config.json says which tokens are a reranker's answers.
 _NOT_HUB_FILES = ["[!1]*/*", "*/*.safetensors", "*/*.bin"]
 _PICKLES = ["pytorch_model*.bin"]
