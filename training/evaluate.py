@@ -28,9 +28,13 @@ class Report:
     dev_per_label: Scores
     test_per_label: Scores
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain data, numbers rounded to four places."""
-        rounded = _rounded(asdict(self))
+    def as_json(self, labels: list[str]) -> dict[str, Any]:
+        """Plain data by name of label, numbers rounded to four places."""
+        plain = asdict(self)
+        plain["thresholds"] = dict(zip(labels, self.thresholds, strict=True))
+        for scores in ("dev", "test", "dev_per_label", "test_per_label"):
+            plain[scores]["per_label"] = dict(zip(labels, plain[scores]["per_label"], strict=True))
+        rounded = _rounded(plain)
         assert isinstance(rounded, dict)
         return rounded
 

@@ -47,7 +47,7 @@ def publish(data: Path, teacher: Path, student: Path, staging: Path, out: Path) 
     export(student, staging)
     dev, test = read_split(data, "dev"), read_split(data, "test")
     reports = {"teacher": evaluate(teacher, dev, test), "student": evaluate(staging, dev, test)}
-    metrics = {name: report.as_json() for name, report in reports.items()}
+    metrics = {name: report.as_json(read_labels(data)) for name, report in reports.items()}
     (staging / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     write_card(staging, reports["teacher"], reports["student"], read_labels(data))
     fresh = out.with_name(out.name + ".new")
