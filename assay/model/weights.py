@@ -214,8 +214,9 @@ def load(module: nn.Module, checkpoint: Tensors, renames: tuple[Rename, ...], dt
         if not rules and not _IGNORED.fullmatch(name):
             filling.problems.append(f"left over: {name}")
         for rule, target, part in rules:
-            if target:
-                filling.take(name, tensor, rule, target, part)
+            if not target:
+                break
+            filling.take(name, tensor, rule, target, part)
     problems = filling.problems + filling.missing()
     if problems:
         more = f" … and {len(problems) - 8} more" if len(problems) > 8 else ""
@@ -271,7 +272,7 @@ class _Filling:
 
 
 def _rules_for(name: str, renames: tuple[Rename, ...]) -> list[tuple[Rename, str, str]]:
-    """(rule, our name, part) for every rule that takes this tensor; our name is empty where it is to be dropped."""
+    """(rule, our name, part) for every rule that takes this tensor. An empty name drops it, whatever rules follow."""
     for old, new in _LEGACY:
         name = name.replace(old, new)
     return [(rule, *found) for rule in renames if (found := rule.match(name)) is not None]
