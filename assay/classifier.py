@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,15 +19,17 @@ _CHUNK = 512
 class Classifier:
     """A text classifier, reward model or cross-encoder, loaded and ready.
 
-    model: a folder or a hub id; None is the bundled emotion classifier. Further keywords are fields of EngineConfig.
+    model: a folder or a hub id; None is the bundled emotion classifier; or a whole EngineConfig. Further keywords are
+        fields of EngineConfig.
     Raises SetupError (CheckpointError, ConfigError) when the model cannot be loaded.
     Holds threads until `close`, or the end of a `with` block. May be used from several threads.
     """
 
-    def __init__(self, model: str | None = None, **config: Any) -> None:
-        if model is not None:
-            config["model"] = str(model)
-        self._engine = Engine.load(EngineConfig(**config))
+    def __init__(self, model: str | EngineConfig | None = None, **config: Any) -> None:
+        if isinstance(model, EngineConfig):
+            self._engine = Engine.load(replace(model, **config))
+        else:
+            self._engine = Engine.load(EngineConfig(**config) if model is None else EngineConfig(str(model), **config))
         self._closed = False
         self._guard = threading.Lock()
         self._loop = asyncio.new_event_loop()

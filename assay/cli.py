@@ -35,6 +35,11 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 DTypeOption = Annotated[DType, typer.Option(help="Precision of the trunk; heads are float32. auto: float32 on a CPU.")]
 DeviceOption = Annotated[Device, typer.Option(help="auto takes a GPU where there is one.")]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest input in tokens. Default: the checkpoint's own limit.")]
+ChatTemplate = Annotated[
+    str | None, typer.Option(help="Jinja file, or the name of a shipped one, in place of the checkpoint's template.")
+]
+Adapter = Annotated[str | None, typer.Option(help="PEFT LoRA adapter to merge: a folder or a hub id.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, as data only.")]
 ClassifierFromToken = Annotated[
     str | None, typer.Option(help="For rerankers saved as language models: the answer tokens, e.g. no,yes.")
 ]
@@ -61,12 +66,10 @@ def serve(
     dtype: DTypeOption = _ENGINE.dtype,
     device: DeviceOption = _ENGINE.device,
     activation: ActivationOption = _ENGINE.activation,
-    chat_template: Annotated[
-        str | None, typer.Option(help="Jinja file that replaces the checkpoint's template.")
-    ] = None,
+    chat_template: ChatTemplate = None,
     classifier_from_token: ClassifierFromToken = None,
-    adapter: Annotated[str | None, typer.Option(help="PEFT LoRA adapter to merge: a folder or a hub id.")] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, as data only.")] = False,
+    adapter: Adapter = None,
+    allow_pickle: AllowPickle = False,
     max_batch_tokens: Annotated[int, typer.Option(help="Tokens in one forward pass.")] = _ENGINE.max_batch_tokens,
     max_queue_tokens: Annotated[
         int, typer.Option(help="Tokens that may wait; over it: 429.")
@@ -120,6 +123,8 @@ def classify(
     dtype: DTypeOption = _ENGINE.dtype,
     device: DeviceOption = _ENGINE.device,
     activation: ActivationOption = _ENGINE.activation,
+    adapter: Adapter = None,
+    allow_pickle: AllowPickle = False,
     top: Annotated[int, typer.Option(help="Labels to show for each text; 0 shows all.", min=0)] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with every label.")] = False,
 ) -> None:
@@ -131,8 +136,17 @@ def classify(
     """
     from assay.classifier import Classifier
 
-    settings = {"max_model_len": max_model_len, "dtype": dtype, "device": device, "activation": activation}
-    with Classifier(model, revision=revision, **settings) as classifier:
+    config = EngineConfig(
+        model=model,
+        revision=revision,
+        max_model_len=max_model_len,
+        dtype=dtype,
+        device=device,
+        activation=activation,
+        adapter=adapter,
+        allow_pickle=allow_pickle,
+    )
+    with Classifier(config) as classifier:
         predictions = classifier.classify(text)
         if as_json:
             for one_text, prediction in zip(text, predictions, strict=True):

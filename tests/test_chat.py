@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from assay.engine.chat import ChatTemplate, load_chat_template
-from assay.engine.tokenizer import TextTokenizer, TokenizerPool
+from assay.engine.tokenizer import TextTokenizer, TokenizerPool, load_tokenizer
 from assay.errors import CheckpointError, RequestError
 from assay.sequence import ChatPrompt, Options, TextPrompt
 from tests.tiny import save_bert_tokenizer
@@ -151,6 +151,18 @@ def test_a_limit_below_the_template_is_refused(tokenizer: Tokenizer) -> None:
 def test_no_template_is_a_clear_refusal(tokenizer: Tokenizer) -> None:
     with pytest.raises(RequestError, match="no chat template"):
         pool(tokenizer, None).encode_now([ChatPrompt(TALK)], Options())
+
+
+def test_the_reward_token_of_a_config_is_the_suffix(tmp_path: Path) -> None:
+    """InternLM2's reward models name it in config.json."""
+    save_bert_tokenizer(tmp_path, chat_template=BRACKETS)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internlm2", "reward_token_id": 99}))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.suffix_id == 99
+    (sequence,) = TokenizerPool(loaded, 1000, 64, 1).encode_now([ChatPrompt(TALK)], Options())
+    assert sequence.token_ids[-1] == 99
+    with pytest.raises(CheckpointError, match="reward_token_id 99"):
+        TokenizerPool(loaded, 99, 64, 1)
 
 
 def test_a_suffix_token_ends_texts_and_conversations_once(tokenizer: Tokenizer) -> None:

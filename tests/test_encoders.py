@@ -113,6 +113,18 @@ def test_alone_packed_reordered_and_transformers_agree(tmp_path: Path, shape: st
     assert worst(reordered, packed[order]) <= ROUNDING
 
 
+# As for BERT: 8 and 11 bits of mantissa over layers of large weights.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.2), ("float16", 0.025)])
+@pytest.mark.parametrize("model_type", KINDS)
+def test_half_precision_trunk(tmp_path: Path, model_type: str, dtype: Any, tolerance: float) -> None:
+    theirs = save_encoder(tmp_path, model_type, seed=5)
+    ours = load_model(tmp_path, dtype=dtype)
+    assert {p.dtype for p in ours.module.trunk.parameters()} == {getattr(torch, dtype)}
+    batch = sequences(0)
+    error = worst(scored(ours, batch), oracle(theirs, batch))
+    assert TOLERANCE < error <= tolerance, error
+
+
 @pytest.mark.parametrize("model_type", KINDS)
 def test_through_the_engine(tmp_path: Path, model_type: str) -> None:
     """Texts, pairs and token ids, from tokenizer to logits, next to transformers' own."""
