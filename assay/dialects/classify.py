@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from assay.dialects.dialect import Answer, Call, Dialect, decode
+from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
 from assay.errors import AssayError, RequestError
 from assay.sequence import ChatPrompt, Options, Prediction, Prompt, TextPrompt, TokenPrompt
 
@@ -68,8 +68,8 @@ class ErrorResponse(msgspec.Struct):
     object: Literal["error"] = "error"
 
 
-def parse(body: bytes) -> Call:
-    request = decode(body, ClassifyRequest)
+def parse(incoming: Incoming) -> Call:
+    request = decode(incoming.body, ClassifyRequest)
     return Call(
         prompts=_prompts(request),
         options=Options(
@@ -169,4 +169,11 @@ def render_error(error: AssayError) -> ErrorResponse:
     )
 
 
-DIALECT = Dialect("classify", ("/v1/classify", "/classify"), parse, render, render_error)
+DIALECT = Dialect(
+    name="classify",
+    paths=("/v1/classify", "/classify"),
+    keys=frozenset({"input", "messages"}),
+    parse=parse,
+    render=render,
+    render_error=render_error,
+)

@@ -2,8 +2,8 @@
 
 import codecs
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,34 +15,80 @@ Wire = TypeVar("Wire")
 
 
 @dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request as a dialect sees it: its body, the names in its path (`{model}`), its headers in lower case."""
+
+    body: bytes
+    path: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
-    """What a request asks of the engine. `model` None is the served one; `request_id` is the caller's own, if any."""
+    """What a request asks of the engine.
+
+    model: None is the served one. request_id: the caller's own, if any.
+    context: whatever `render` must know of the request, e.g. whether it asked one text or a list of one.
+    """
 
     prompts: list[Prompt]
     options: Options
     model: str | None = None
     request_id: str | None = None
+    context: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a dialect renders. `model` is the name served; `created` is Unix time in seconds."""
+    """What a dialect renders.
 
+    labels: in the order of `probs`. model: the name served. created: Unix time in seconds. seconds: since the request
+    came.
+    """
+
+    call: Call
     predictions: list[Prediction]
+    labels: tuple[str, ...]
     model: str
     request_id: str
     created: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One caller's language: two pure functions, the paths that speak it, and its errors."""
+    """One caller's language: two pure functions, the paths that speak it, and its errors.
+
+    keys: where several dialects share a path, the body's top-level keys that mark this one. The first in the table
+        whose key is present answers; the path's first dialect where none is.
+    headers: further headers of an answer. status: an error's HTTP status, where the caller expects another than ours.
+    """
 
     name: str
     paths: tuple[str, ...]
-    parse: Callable[[bytes], Call]
+    parse: Callable[[Incoming], Call]
     render: Callable[[Answer], Any]
     render_error: Callable[[AssayError], Any]
+    keys: frozenset[str] = frozenset()
+    methods: tuple[str, ...] = ("POST",)
+    headers: Callable[[Answer], dict[str, str]] = lambda answer: {}
+    status: Callable[[AssayError], int] = lambda error: error.status
+
+
+def choose(dialects: Sequence[Dialect], body: bytes) -> Dialect:
+    """The dialect of a body, among those that share its path."""
+    if len(dialects) == 1:
+        return dialects[0]
+    keys = _top_level_keys(body)
+    return next((dialect for dialect in dialects if dialect.keys & keys), dialects[0])
+
+
+def _top_level_keys(body: bytes) -> set[str]:
+    """The keys of a JSON object; none where the body is anything else, which the dialect will say."""
+    try:
+        return set(msgspec.json.decode(body, type=dict[str, msgspec.Raw]))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return set()
 
 
 def decode(body: bytes, wire: type[Wire]) -> Wire:

@@ -20,8 +20,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from assay import __version__
-from assay.dialects import DIALECTS
-from assay.dialects.dialect import Answer, Dialect
+from assay.dialects import DIALECTS, PATHS
+from assay.dialects.dialect import Answer, Dialect, Incoming, choose
 from assay.errors import (
     AssayError,
     ClientGoneError,
@@ -40,7 +40,6 @@ Result = TypeVar("Result")
 
 _log = logging.getLogger("assay.server")
 
-_DIALECT_OF_PATH = {path: dialect for dialect in DIALECTS for path in dialect.paths}
 _MAX_REQUEST_ID = 128
 
 
@@ -59,8 +58,8 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
 
     routes = [
         *(
-            Route(path, partial(_answer, service, dialect), methods=["POST"])
-            for path, dialect in _DIALECT_OF_PATH.items()
+            Route(path, partial(_answer, service, dialects), methods=sorted({m for d in dialects for m in d.methods}))
+            for path, dialects in PATHS.items()
         ),
         Route("/v1/models", partial(_models, service)),
         Route("/health", partial(_health, service)),
@@ -70,7 +69,7 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(Observe, metrics=service.metrics, dialect_of_path=_DIALECT_OF_PATH)],
+        middleware=[Middleware(Observe, metrics=service.metrics)],
         exception_handlers={
             AssayError: partial(_error, service),
             HTTPException: partial(_http_error, service),
@@ -111,10 +110,11 @@ async def _in_daemon(work: Callable[[], Result]) -> Result:
     return await future
 
 
-async def _answer(service: Service, dialect: Dialect, request: Request) -> Response:
+async def _answer(service: Service, dialects: tuple[Dialect, ...], request: Request) -> Response:
     """An edge: whatever goes wrong, the caller is told; of our bugs without details, which the log has."""
+    request.scope["dialect"] = dialects[0]
     try:
-        return await _scored(service, dialect, request)
+        return await _scored(service, dialects, request)
     except AssayError:
         raise
     except Exception as error:
@@ -122,9 +122,12 @@ async def _answer(service: Service, dialect: Dialect, request: Request) -> Respo
         raise InternalError("Internal server error; the server's log has the details.") from error
 
 
-async def _scored(service: Service, dialect: Dialect, request: Request) -> Response:
-    """Any dialect's request: body → parse → engine → render."""
-    call = dialect.parse(await _body(request, service.config.max_body_bytes))
+async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Request) -> Response:
+    """Any dialect's request: body → dialect → parse → engine → render."""
+    started = time.monotonic()
+    body = await _body(request, service.config.max_body_bytes)
+    dialect = request.scope["dialect"] = choose(dialects, body)
+    call = dialect.parse(Incoming(body, request.path_params, request.headers))
     engine = service.engine_for(call.model)
     if len(call.prompts) > service.config.max_request_inputs:
         raise TooLargeError(
@@ -134,8 +137,16 @@ async def _scored(service: Service, dialect: Dialect, request: Request) -> Respo
         )
     predictions = await _unless_gone(request, engine.classify(call.prompts, call.options))
     request_id = request.headers.get("x-request-id") or call.request_id or uuid.uuid4().hex
-    answer = Answer(predictions, service.name, request_id[:_MAX_REQUEST_ID], int(time.time()))
-    return _json(dialect.render(answer))
+    answer = Answer(
+        call=call,
+        predictions=predictions,
+        labels=engine.model.labels,
+        model=service.name,
+        request_id=request_id[:_MAX_REQUEST_ID],
+        created=int(time.time()),
+        seconds=time.monotonic() - started,
+    )
+    return _json(dialect.render(answer), headers=dialect.headers(answer))
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -205,9 +216,9 @@ async def _error(service: Service, request: Request, error: Exception) -> Respon
     """Every refusal and failure, in the shape of the dialect whose path it was; the document's shape elsewhere."""
     assert isinstance(error, AssayError)
     service.metrics.errors.labels(error.type).inc()
-    dialect = _DIALECT_OF_PATH.get(request.url.path, DIALECTS[0])
+    dialect: Dialect = request.scope.get("dialect") or PATHS.get(request.url.path, DIALECTS)[0]
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}
-    return _json(dialect.render_error(error), error.status, headers)
+    return _json(dialect.render_error(error), dialect.status(error), headers)
 
 
 async def _http_error(service: Service, request: Request, error: Exception) -> Response:
