@@ -66,6 +66,9 @@ def serve(
     dtype: DTypeOption = _ENGINE.dtype,
     device: DeviceOption = _ENGINE.device,
     activation: ActivationOption = _ENGINE.activation,
+    truncate_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Cut longer inputs to this many tokens; -1: the model's length. Default: refuse.")
+    ] = None,
     chat_template: ChatTemplate = None,
     classifier_from_token: ClassifierFromToken = None,
     adapter: Adapter = None,
@@ -100,6 +103,7 @@ def serve(
         dtype=dtype,
         device=device,
         activation=activation,
+        truncate_prompt_tokens=truncate_prompt_tokens,
         chat_template=chat_template,
         classifier_from_token=classifier_from_token,
         adapter=adapter,

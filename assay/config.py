@@ -38,6 +38,8 @@ class EngineConfig:
     max_model_len: longest sequence in tokens; None takes the checkpoint's own limit.
     max_batch_tokens: tokens in one forward pass. A longer sequence runs alone.
     max_queue_tokens: tokens that may wait; beyond it callers get QueueFullError.
+    truncate_prompt_tokens: for inputs that are too long, where the request does not say: None refuses them, -1 cuts
+        them to the model's length, n to n tokens. Gateways drop the request's own field.
     chat_template: a file with a Jinja template that replaces the checkpoint's own, or the name of one in `templates`.
     classifier_from_token: for rerankers saved as language models: the tokens whose logits are the score, `no,yes` (the
         second minus the first) or one alone. None takes what a sentence-transformers LogitScore module says.
@@ -54,6 +56,7 @@ class EngineConfig:
     max_batch_tokens: int = 2048
     max_queue_tokens: int = 1_048_576
     activation: ActivationChoice = "auto"
+    truncate_prompt_tokens: int | None = None
     chat_template: str | None = None
     classifier_from_token: str | None = None
     adapter: str | None = None
@@ -69,6 +72,8 @@ class EngineConfig:
         _check_at_least("max_batch_tokens", self.max_batch_tokens, 1)
         _check_at_least("max_queue_tokens", self.max_queue_tokens, 1)
         _check_at_least("tokenizer_threads", self.tokenizer_threads, 1)
+        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens != -1:
+            _check_at_least("truncate_prompt_tokens", self.truncate_prompt_tokens, 1)
         if self.max_model_len is not None:
             _check_at_least("max_model_len", self.max_model_len, 1)
 

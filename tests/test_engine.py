@@ -589,3 +589,12 @@ async def test_queue_gauges_follow_the_queue(bench: Bench) -> None:
     await call
     await until(lambda: "assay_sequences_total 3.0" in bench.engine._metrics.render().decode())
     assert "assay_tokens_total 16.0" in bench.engine._metrics.render().decode()
+
+
+async def test_the_operators_truncation_holds_where_the_request_says_nothing(folder: Path) -> None:
+    engine = Engine.load(EngineConfig(str(folder), truncate_prompt_tokens=4))
+    engine.start()
+    long = [TokenPrompt(list(range(5, 25)))]
+    assert (await engine.classify(long))[0].num_tokens == 4
+    assert (await engine.classify(long, Options(truncate_prompt_tokens=7)))[0].num_tokens == 7
+    engine.close()

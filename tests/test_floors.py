@@ -65,6 +65,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("server",),
     ("server.observe",),
     ("server.service",),
+    ("server.status",),
     ("server.app",),
     ("server.serve",),
     ("scale",),

@@ -12,10 +12,20 @@ from assay.errors import AssayError, RequestError
 from assay.sequence import ChatPrompt, Options, Prediction, Prompt, TextPrompt, TokenPrompt
 
 
+class PairInput(msgspec.Struct):
+    """A text, or a pair that is read together. Gateways drop unknown fields of a request, but not of its input."""
+
+    text: str
+    text_pair: str | None = None
+
+
+Input = str | PairInput | list[str | int | list[int] | PairInput]
+
+
 class ClassifyRequest(msgspec.Struct):
     """Unknown fields are ignored, as both peers do. `activation` and `softmax` are older names of `use_activation`."""
 
-    input: str | list[str | int | list[int]] | None = None
+    input: Input | None = None
     messages: list[dict[str, Any]] | None = None
     model: str | None = None
     user: str | None = None
@@ -115,30 +125,32 @@ def _prompts(request: ClassifyRequest) -> list[Prompt]:
     ]
 
 
-def _inputs(value: str | list[str | int | list[int]] | None) -> list[Prompt]:
+def _inputs(value: Input | None) -> list[Prompt]:
     if value is None:
         raise RequestError("Missing required field `input`: a string, strings, token ids, or lists of them.", "input")
-    if isinstance(value, str):
+    if isinstance(value, str | PairInput):
         return [_text(value, "Input")]
     if not value:
         raise RequestError("You must pass at least one prompt.", param="input")
     kinds = {type(item) for item in value}
-    if len(kinds) > 1:
-        raise RequestError("`input` mixes strings, token ids or lists; send one kind.", param="input")
     if kinds == {int}:
         return [TokenPrompt(value)]  # type: ignore[arg-type]
+    if int in kinds or (list in kinds and len(kinds) > 1):
+        raise RequestError("`input` mixes strings, token ids or lists; send one kind.", param="input")
     return [
-        _text(item, f"Input at index {index}") if isinstance(item, str) else _tokens(item, index)  # type: ignore[arg-type]
+        _tokens(item, index) if isinstance(item, list) else _text(item, f"Input at index {index}")  # type: ignore[arg-type]
         for index, item in enumerate(value)
     ]
 
 
-def _text(text: str, name: str) -> TextPrompt:
+def _text(item: str | PairInput, name: str) -> TextPrompt:
+    """The first text must say something; the second may be empty."""
+    text, pair = (item, None) if isinstance(item, str) else (item.text, item.text_pair)
     if not text:
         raise RequestError(f"{name} cannot be empty", param="input")
     if text.isspace():
         raise RequestError(f"{name} cannot be empty or whitespace only", param="input")
-    return TextPrompt(text)
+    return TextPrompt(text, pair)
 
 
 def _tokens(token_ids: list[int], index: int) -> TokenPrompt:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from typing import Self
 
 from assay.config import EngineConfig
@@ -106,12 +107,22 @@ class Engine:
             raise UnavailableError("The server is draining and takes no new requests.")
         self._active += 1
         try:
-            sequences = await self._tokenize(prompts, options or Options(), first_index)
+            sequences = await self._tokenize(prompts, self._with_defaults(options or Options()), first_index)
             return await self._score(sequences) if sequences else []
         finally:
             self._active -= 1
             if not self._active:
                 self._idle.set()
+
+    def _with_defaults(self, options: Options) -> Options:
+        """The operator's word where the request has none."""
+        if options.truncate_prompt_tokens is not None or self.config.truncate_prompt_tokens is None:
+            return options
+        return replace(options, truncate_prompt_tokens=self.config.truncate_prompt_tokens)
+
+    def load_now(self) -> tuple[int, int, int]:
+        """Requests accepted and not answered, sequences that wait for the device, and their tokens."""
+        return self._active, self._scheduler.num_sequences, self._scheduler.num_tokens + self._tokenizing
 
     async def drain(self) -> None:
         """Refuse new work; return when everything accepted is answered."""

@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,7 +17,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from assay import __version__
 from assay.dialects import DIALECTS, PATHS
 from assay.dialects.dialect import Answer, Dialect, Incoming, choose
 from assay.errors import (
@@ -35,6 +32,7 @@ from assay.errors import (
 )
 from assay.server.observe import Observe
 from assay.server.service import Service
+from assay.server.status import json_response, status_routes
 
 Result = TypeVar("Result")
 
@@ -61,10 +59,7 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
             Route(path, partial(_answer, service, dialects), methods=sorted({m for d in dialects for m in d.methods}))
             for path, dialects in PATHS.items()
         ),
-        Route("/v1/models", partial(_models, service)),
-        Route("/health", partial(_health, service)),
-        Route("/version", _version),
-        Route("/metrics", partial(_metrics, service)),
+        *status_routes(service),
     ]
     return Starlette(
         routes=routes,
@@ -146,7 +141,7 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
         created=int(time.time()),
         seconds=time.monotonic() - started,
     )
-    return _json(dialect.render(answer), headers=dialect.headers(answer))
+    return json_response(dialect.render(answer), headers=dialect.headers(answer))
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -185,40 +180,13 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
         gone.cancel()
 
 
-async def _models(service: Service, request: Request) -> Response:
-    card = {
-        "id": service.name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "assay",
-        "root": service.engine_config.model,
-        "parent": None,
-        "max_model_len": service.engine.max_model_len if service.engine else None,
-        "permission": [],
-    }
-    return _json({"object": "list", "data": [card]})
-
-
-async def _health(service: Service, request: Request) -> Response:
-    """Never waits behind inference: it reads one field."""
-    return _json({"status": service.status}, 200 if service.status == "ok" else 503)
-
-
-async def _version(request: Request) -> Response:
-    return _json({"version": __version__})
-
-
-async def _metrics(service: Service, request: Request) -> Response:
-    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
-
-
 async def _error(service: Service, request: Request, error: Exception) -> Response:
     """Every refusal and failure, in the shape of the dialect whose path it was; the document's shape elsewhere."""
     assert isinstance(error, AssayError)
     service.metrics.errors.labels(error.type).inc()
     dialect: Dialect = request.scope.get("dialect") or PATHS.get(request.url.path, DIALECTS)[0]
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}
-    return _json(dialect.render_error(error), dialect.status(error), headers)
+    return json_response(dialect.render_error(error), dialect.status(error), headers)
 
 
 async def _http_error(service: Service, request: Request, error: Exception) -> Response:
@@ -236,7 +204,3 @@ async def _http_error(service: Service, request: Request, error: Exception) -> R
     response = await _error(service, request, refusal)
     response.headers.update(error.headers or {})
     return response
-
-
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
