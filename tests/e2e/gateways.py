@@ -1,0 +1,125 @@
+"""Gateways from PyPI, unmodified, each in an environment of its own, since their packages clash. Knows no test."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.e2e.process import REPOSITORY, free_port
+
+_ENVIRONMENTS = REPOSITORY / "build" / "gateways"
+_LIFETIME = 240.0  # a gateway that a test forgets ends by itself
+
+# name → (requirement, launch options). The flags are those of docs/scale.md.
+GATEWAYS = {
+    "sglang-router": (
+        "sglang-router==0.3.2",
+        "--policy cache_aware --cache-threshold 1.0 --balance-abs-threshold 0 --balance-rel-threshold 1.0 "
+        "--request-timeout-secs 30 --health-check-interval-secs 1 --health-check-timeout-secs 1 "
+        "--health-failure-threshold 2 --health-success-threshold 1 --cb-timeout-duration-secs 5",
+    ),
+    "smg": (
+        "smg==1.13.0",
+        "--policy least_load --request-timeout-secs 30 --health-check-interval-secs 1 --health-check-timeout-secs 1 "
+        "--health-failure-threshold 2 --health-success-threshold 1",
+    ),
+}
+
+
+def environment(name: str) -> Path:
+    """The folder of commands of a gateway's environment, made on first use."""
+    folder = _ENVIRONMENTS / name
+    requirement, _ = GATEWAYS[name]
+    done = folder / f"installed-{requirement}"
+    if not done.is_file():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        pip = [folder / "bin" / "pip", "--disable-pip-version-check", "install", "--quiet", requirement]
+        subprocess.run(pip, check=True, capture_output=True, timeout=300)
+        done.touch()
+    return folder / "bin"
+
+
+@contextmanager
+def gateway(name: str, workers: list[str], log: Path) -> Iterator[str]:
+    """A gateway in front of workers, for the length of a `with` block; gives its URL once it routes to them."""
+    port = free_port()
+    command = [
+        environment(name) / name,
+        "launch",
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())),
+        *("--worker-urls", *workers),
+        *GATEWAYS[name][1].split(),
+    ]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=log.parent)
+        watchdog = threading.Timer(_LIFETIME, process.kill)
+        watchdog.start()
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_it_routes(url, log)
+            yield url
+        finally:
+            watchdog.cancel()
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+
+
+def _wait_until_it_routes(url: str, log: Path, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if httpx.post(f"{url}/v1/classify", json={"model": "tiny", "input": "great"}, timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"the gateway routed nothing within {seconds} s:\n{log.read_text()[-3000:]}")
+
+
+class Load:
+    """Callers that ask one question over and over, until stopped. failures: what was not a right answer."""
+
+    def __init__(self, url: str, callers: int = 4) -> None:
+        self.url = url
+        self.answered = 0
+        self.failures: list[str] = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(callers)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=40) as client:
+            while not self._stop.is_set():
+                try:
+                    response = client.post(f"{self.url}/v1/classify", json={"model": "tiny", "input": "the coffee"})
+                    problem = "" if response.status_code == 200 else f"{response.status_code} {response.text[:200]}"
+                    if not problem and len(json.loads(response.text)["data"]) != 1:
+                        problem = response.text[:200]
+                except httpx.HTTPError as error:
+                    problem = repr(error)
+                with self._lock:
+                    self.answered += not problem
+                    if problem:
+                        self.failures.append(problem)
+                time.sleep(0.01)
