@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 GOEMOTIONS ?= ../shared/data/goemotions
 
-.PHONY: help serve test check format train bench clean
+.PHONY: help serve test check format train clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
