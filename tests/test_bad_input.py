@@ -294,7 +294,7 @@ async def test_wrong_methods(server: InProcess, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/classify/x", "/v1/classify%00", "/../etc/passwd", "/v1/" + "x" * 500]
+    "path", ["/nowhere", "/v1", "/v1/classify/x", "/v1/classify%00", "/../etc/passwd", "/v1/" + "x" * 500]
 )
 async def test_unknown_paths(server: InProcess, path: str) -> None:
     assert_error(await server.client.post(path, json=GOOD), 404)

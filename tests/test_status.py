@@ -50,6 +50,16 @@ async def test_model_info(server: InProcess, path: str) -> None:
     }
 
 
+async def test_info_is_what_teis_clients_read(server: InProcess) -> None:
+    info = await get(server, "/info")
+    assert isinstance(info, dict)
+    assert info["model_id"] == "tiny"
+    assert info["model_type"]["classifier"]["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
+    assert info["model_type"]["classifier"]["label2id"] == {"bad": 0, "fair": 1, "good": 2}
+    assert (info["model_dtype"], info["max_input_length"], info["max_batch_tokens"]) == ("float32", 128, 2048)
+    assert info["version"] == __version__
+
+
 @pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
 async def test_server_info(server: InProcess, path: str) -> None:
     info = await get(server, path)

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from assay import __version__
+from assay.dialects import tei
 from assay.sequence import TokenPrompt
 from assay.server.service import Service
 
@@ -31,6 +32,7 @@ def status_routes(service: Service) -> list[Route]:
         "/v1/models": _models,
         "/model_info": _model_info,
         "/get_model_info": _model_info,
+        "/info": _info,
         "/server_info": _server_info,
         "/get_server_info": _server_info,
         "/get_load": _get_load,
@@ -91,6 +93,24 @@ async def _model_info(service: Service, request: Request) -> Response:
         "max_model_len": engine.max_model_len,
         "id2label": dict(enumerate(engine.model.labels)),
     }
+    return json_response(info)
+
+
+async def _info(service: Service, request: Request) -> Response:
+    """As TEI's clients read it."""
+    request.scope["dialect"] = tei.PREDICT  # so that a refusal has TEI's shape
+    engine, config = service.engine_for(None), service.engine_config
+    info = tei.Info(
+        model_id=service.name,
+        model_sha=config.revision,
+        model_dtype=str(engine.model.dtype).removeprefix("torch."),
+        model_type=tei.model_type(engine.model.labels),
+        max_concurrent_requests=config.max_queue_tokens,  # a request has at least one token
+        max_input_length=engine.max_model_len,
+        max_batch_tokens=config.max_batch_tokens,
+        max_client_batch_size=service.config.max_request_inputs,
+        tokenization_workers=config.tokenizer_threads,
+    )
     return json_response(info)
 
 

@@ -1,0 +1,91 @@
+"""The detector API of the FMS guardrails orchestrator and TrustyAI: POST /api/v1/text/contents.
+
+A detection is a label that the rule of `flagged_labels` in flags.py flags, over the whole text, from 0 to its length
+in code points; a text without one gets an empty list. `detector_params` may move the rule: `threshold`, and
+`safe_labels`, names or indexes, as in TrustyAI's detector. Its own default, that whatever label comes first is safe, is
+not kept: where labels have names, names decide. The header `detector-id` may hold anything, or be absent: there is one
+detector here, the served model. A text that is empty or white space is not scored; there is nothing to detect in it.
+"""
+
+from typing import Annotated
+
+import msgspec
+
+from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
+from assay.dialects.flags import FLAG_THRESHOLD, flagged_labels
+from assay.errors import AssayError, RequestError
+from assay.sequence import Options, Prediction, TextPrompt
+
+
+class DetectorParams(msgspec.Struct):
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = FLAG_THRESHOLD
+    safe_labels: list[str | int] = []
+    truncate_prompt_tokens: int | None = None
+
+
+class ContentsRequest(msgspec.Struct):
+    contents: list[str]
+    detector_params: DetectorParams | None = None
+
+
+class Detection(msgspec.Struct):
+    """detection, detection_type: the label, whichever of the two a reader looks at."""
+
+    start: int
+    end: int
+    text: str
+    detection: str
+    detection_type: str
+    score: float
+
+
+class ErrorResponse(msgspec.Struct):
+    code: int
+    message: str
+
+
+def parse(incoming: Incoming) -> Call:
+    request = decode(incoming.body, ContentsRequest)
+    if not request.contents:
+        raise RequestError("`contents` is an empty list; send at least one text.", param="contents")
+    params = request.detector_params or DetectorParams()
+    return Call(
+        prompts=[TextPrompt(text) for text in request.contents if text.strip()],
+        options=Options(truncate_prompt_tokens=params.truncate_prompt_tokens),
+        context=(request.contents, params),
+    )
+
+
+def render(answer: Answer) -> list[list[Detection]]:
+    """Raises RequestError where the model's scores are no probabilities."""
+    contents, params = answer.call.context
+    predictions = iter(answer.predictions)
+    return [_detections(text, next(predictions), answer.labels, params) if text.strip() else [] for text in contents]
+
+
+def _detections(text: str, prediction: Prediction, labels: tuple[str, ...], params: DetectorParams) -> list[Detection]:
+    flags = flagged_labels(prediction, labels, params.threshold, params.safe_labels)
+    return [
+        Detection(start=0, end=len(text), text=text, detection=label, detection_type=label, score=score)
+        for label, score, is_flagged in zip(labels, prediction.probs, flags, strict=True)
+        if is_flagged
+    ]
+
+
+def render_error(error: AssayError) -> ErrorResponse:
+    return ErrorResponse(code=status(error), message=error.message)
+
+
+def status(error: AssayError) -> int:
+    """A body that does not fit is 422 in the API's own description."""
+    return 422 if error.status == 400 else error.status
+
+
+DIALECT = Dialect(
+    name="detector",
+    paths=("/api/v1/text/contents",),
+    parse=parse,
+    render=render,
+    render_error=render_error,
+    status=status,
+)

@@ -1,0 +1,93 @@
+"""LiteLLM's generic guardrail: POST /beta/litellm_basic_guardrail_api says whether texts may pass.
+
+BLOCKED where the rule of `flagged_labels` in flags.py flags a label of any text, else NONE; texts are not rewritten.
+In the proxy's configuration `additional_provider_specific_params` may hold `threshold`, `safe_labels` (names or
+indexes) and `truncate_prompt_tokens`. Only `texts` are judged: images and tools pass unread. A text that is empty or
+white space is not scored. What cannot be scored is an error, upon which LiteLLM lets nothing through.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
+from assay.dialects.flags import FLAG_THRESHOLD, flagged_labels
+from assay.errors import AssayError
+from assay.sequence import Options, TextPrompt
+
+
+class Params(msgspec.Struct):
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = FLAG_THRESHOLD
+    safe_labels: list[str | int] = []
+    truncate_prompt_tokens: int | None = None
+
+
+class GuardrailRequest(msgspec.Struct):
+    """input_type: whether the texts are a caller's or a model's; they are judged alike."""
+
+    texts: list[str] | None
+    input_type: str = "request"
+    additional_provider_specific_params: Params | None = None
+    litellm_call_id: str | None = None
+
+
+class GuardrailResponse(msgspec.Struct):
+    """texts: None leaves them as they are."""
+
+    action: Literal["NONE", "BLOCKED"]
+    blocked_reason: str | None = None
+    texts: None = None
+
+
+class ErrorResponse(msgspec.Struct):
+    """As LiteLLM's example server, a FastAPI application; the proxy reads the status alone."""
+
+    detail: str
+
+
+def parse(incoming: Incoming) -> Call:
+    request = decode(incoming.body, GuardrailRequest)
+    params = request.additional_provider_specific_params or Params()
+    texts = request.texts or []
+    places = [index for index, text in enumerate(texts) if text.strip()]
+    return Call(
+        prompts=[TextPrompt(texts[index]) for index in places],
+        options=Options(truncate_prompt_tokens=params.truncate_prompt_tokens),
+        request_id=request.litellm_call_id,
+        context=(places, params),
+    )
+
+
+def render(answer: Answer) -> GuardrailResponse:
+    """The reason names the highest of the flagged scores. Raises RequestError where scores are no probabilities."""
+    places, params = answer.call.context
+    findings = [
+        (score, label, place)
+        for place, prediction in zip(places, answer.predictions, strict=True)
+        for label, score, is_flagged in zip(
+            answer.labels,
+            prediction.probs,
+            flagged_labels(prediction, answer.labels, params.threshold, params.safe_labels),
+            strict=True,
+        )
+        if is_flagged
+    ]
+    if not findings:
+        return GuardrailResponse("NONE")
+    score, label, place = max(findings)
+    return GuardrailResponse(
+        "BLOCKED", f"{label}: score {score:.4f} at threshold {params.threshold:g}, in text {place} of the request."
+    )
+
+
+def render_error(error: AssayError) -> ErrorResponse:
+    return ErrorResponse(error.message)
+
+
+DIALECT = Dialect(
+    name="guardrail",
+    paths=("/beta/litellm_basic_guardrail_api",),
+    parse=parse,
+    render=render,
+    render_error=render_error,
+)

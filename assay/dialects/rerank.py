@@ -1,0 +1,103 @@
+"""POST /rerank with `documents`, as vLLM, Cohere and Jina have it: documents sorted by their relevance to a query.
+
+Knows nothing of the model but, once it has answered, its labels.
+"""
+
+import msgspec
+
+from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
+from assay.dialects.inputs import OptionFields, pair_prompt
+from assay.errors import AssayError, RequestError
+
+
+class Document(msgspec.Struct):
+    text: str
+
+
+class RerankRequest(OptionFields, kw_only=True):
+    """top_n: how many results to return; 0 or absent means all. return_documents: vLLM's and Jina's answer has them."""
+
+    query: str
+    documents: str | list[str | Document]
+    top_n: int | None = None
+    return_documents: bool | None = None
+
+
+class RerankResult(msgspec.Struct, kw_only=True):
+    index: int
+    document: Document | msgspec.UnsetType = msgspec.UNSET
+    relevance_score: float
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class RerankResponse(msgspec.Struct):
+    id: str
+    model: str
+    usage: Usage
+    results: list[RerankResult]
+
+
+class ErrorInfo(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class ErrorResponse(msgspec.Struct):
+    error: ErrorInfo
+
+
+def parse(incoming: Incoming) -> Call:
+    """The call's context is the request."""
+    request = decode(incoming.body, RerankRequest)
+    if request.top_n is not None and request.top_n < 0:
+        raise RequestError(f"top_n is {request.top_n}; it must be at least 1, or 0 for all.", param="top_n")
+    texts = _texts(request)
+    if not texts:
+        raise RequestError("`documents` is empty; it needs at least one document.", param="documents")
+    return request.call([pair_prompt(request.query, text, "`query`", "query") for text in texts], context=request)
+
+
+def _texts(request: RerankRequest) -> list[str]:
+    documents = [request.documents] if isinstance(request.documents, str) else request.documents
+    return [document if isinstance(document, str) else document.text for document in documents]
+
+
+def render(answer: Answer) -> RerankResponse:
+    if len(answer.labels) > 1:
+        raise RequestError(
+            f"The model `{answer.model}` has {len(answer.labels)} labels; a relevance score needs a model with one. "
+            "/v1/classify gives the probability of each label."
+        )
+    request: RerankRequest = answer.call.context
+    scores = [prediction.probs[0] for prediction in answer.predictions]
+    ranked = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_n or None]
+    documents = {} if request.return_documents is False else dict(enumerate(map(Document, _texts(request))))
+    tokens = sum(prediction.num_tokens for prediction in answer.predictions)
+    return RerankResponse(
+        id=f"rerank-{answer.request_id}",
+        model=answer.model,
+        usage=Usage(tokens, tokens),
+        results=[
+            RerankResult(index=i, document=documents.get(i, msgspec.UNSET), relevance_score=scores[i]) for i in ranked
+        ],
+    )
+
+
+def render_error(error: AssayError) -> ErrorResponse:
+    return ErrorResponse(ErrorInfo(error.message, error.type, error.param, error.status))
+
+
+DIALECT = Dialect(
+    name="rerank",
+    paths=("/rerank", "/v1/rerank", "/v2/rerank"),
+    keys=frozenset({"documents"}),
+    parse=parse,
+    render=render,
+    render_error=render_error,
+)
