@@ -76,7 +76,7 @@ def render_error(error: AssayError) -> ErrorResponse:
 
 DIALECT = Dialect(
     name="classify",
-    paths=("/v1/classify", "/classify"),
+    paths=("/v1/classify", "/classify", "/invocations"),
     keys=frozenset({"input", "messages"}),
     parse=parse,
     render=render,

@@ -117,7 +117,7 @@ def render_error(error: AssayError) -> ErrorResponse:
 
 HF_INFERENCE = Dialect(
     name="hf_inference",
-    paths=("/",),
+    paths=("/", "/invocations"),
     keys=frozenset({"inputs"}),
     parse=partial(parse, always_lists=True),
     render=render,

@@ -81,7 +81,7 @@ def render_error(error: AssayError) -> ErrorResponse:
 
 DIALECT = Dialect(
     name="items",
-    paths=("/v1/score",),
+    paths=("/v1/score", "/invocations"),
     keys=frozenset({"query"}),
     parse=parse,
     render=render,

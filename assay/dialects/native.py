@@ -99,7 +99,7 @@ def render_error(error: AssayError) -> NativeError:
 
 DIALECT = Dialect(
     name="native",
-    paths=("/classify",),
+    paths=("/classify", "/invocations"),
     keys=frozenset({"text", "input_ids"}),
     methods=("POST", "PUT"),
     parse=parse,

@@ -95,7 +95,7 @@ def render_error(error: AssayError) -> ErrorResponse:
 
 DIALECT = Dialect(
     name="rerank",
-    paths=("/rerank", "/v1/rerank", "/v2/rerank"),
+    paths=("/rerank", "/v1/rerank", "/v2/rerank", "/invocations"),
     keys=frozenset({"documents"}),
     parse=parse,
     render=render,

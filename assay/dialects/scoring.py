@@ -1,4 +1,4 @@
-"""Scores of pairs and of prompts: vLLM's /score and /pooling, and SGLang's /v1/score.
+"""Scores of pairs and of prompts: vLLM's /score and /pooling.
 
 Knows nothing of the model but, once it has answered, its labels.
 """
@@ -122,8 +122,8 @@ def render_error(error: AssayError) -> ErrorResponse:
 
 SCORE = Dialect(
     name="score",
-    paths=("/v1/score", "/score"),
-    keys=frozenset(name for pair in _SPELLINGS for name in pair) - {"items"},
+    paths=("/v1/score", "/score", "/invocations"),
+    keys=frozenset(name for pair in _SPELLINGS for name in pair) - {"items", "documents"},
     parse=parse_score,
     render=render_score,
     render_error=render_error,

@@ -222,7 +222,7 @@ PREDICT = Dialect(
 
 RERANK = Dialect(
     name="tei_rerank",
-    paths=("/rerank",),
+    paths=("/rerank", "/invocations"),
     keys=frozenset({"texts"}),
     parse=parse_rerank,
     render=render_rerank,
