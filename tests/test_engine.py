@@ -598,3 +598,13 @@ async def test_the_operators_truncation_holds_where_the_request_says_nothing(fol
     assert (await engine.classify(long))[0].num_tokens == 4
     assert (await engine.classify(long, Options(truncate_prompt_tokens=7)))[0].num_tokens == 7
     engine.close()
+
+
+async def test_a_request_for_a_softmax_over_one_label_is_refused(tmp_path: Path) -> None:
+    save_bert(tmp_path, num_labels=1)
+    engine = Engine.load(EngineConfig(str(tmp_path)))
+    engine.start()
+    with pytest.raises(RequestError, match="one label"):
+        await engine.classify([TokenPrompt([5])], Options(activation="softmax"))
+    assert (await engine.classify([TokenPrompt([5])]))[0].probs != [1.0]
+    engine.close()

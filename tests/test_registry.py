@@ -198,3 +198,14 @@ def test_without_cuda_auto_is_the_cpu_and_cuda_is_refused(folder: Path, monkeypa
     with pytest.raises(ConfigError, match="CUDA") as caught:
         load_model(folder, device="cuda")
     assert "\n" not in caught.value.message
+
+
+def test_a_softmax_over_one_label_is_refused(tmp_path: Path) -> None:
+    """It would be 1 for every text."""
+    save_bert(tmp_path, num_labels=1)
+    with pytest.raises(ConfigError, match="one label"):
+        load_model(tmp_path, activation="softmax")
+    named = {"activation_fn": "torch.nn.modules.activation.Softmax"}
+    with pytest.raises(ConfigError, match="--activation sigmoid"):
+        load_model(edit(tmp_path, sentence_transformers=named))
+    assert load_model(edit(tmp_path, sentence_transformers=named), activation="sigmoid").activation == "sigmoid"

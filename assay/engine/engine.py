@@ -17,7 +17,15 @@ from assay.config import EngineConfig
 from assay.engine.runner import Batch, ModelRunner, form
 from assay.engine.scheduler import Scheduler
 from assay.engine.tokenizer import TokenizerPool, answer_token_ids, load_tokenizer
-from assay.errors import AssayError, ConfigError, InternalError, QueueFullError, TooLargeError, UnavailableError
+from assay.errors import (
+    AssayError,
+    ConfigError,
+    InternalError,
+    QueueFullError,
+    RequestError,
+    TooLargeError,
+    UnavailableError,
+)
 from assay.metrics import Metrics
 from assay.model.registry import LoadedModel, load_model
 from assay.model.weights import logit_score_ids, resolve
@@ -116,6 +124,8 @@ class Engine:
 
     def _with_defaults(self, options: Options) -> Options:
         """The operator's word where the request has none."""
+        if options.activation == "softmax" and len(self.model.labels) == 1:
+            raise RequestError("A softmax over this model's one label is 1 for every text.", param="activation")
         if options.truncate_prompt_tokens is not None or self.config.truncate_prompt_tokens is None:
             return options
         return replace(options, truncate_prompt_tokens=self.config.truncate_prompt_tokens)

@@ -124,7 +124,12 @@ def load_model(
         model = _fallback(folder, raw, dtype, device)
     else:
         raise CheckpointError(f"Adapters are merged into native architectures only: {', '.join(ARCHITECTURES)}.")
-    return model if activation == "auto" else replace(model, activation=activation)
+    model = model if activation == "auto" else replace(model, activation=activation)
+    if model.activation == "softmax" and len(model.labels) == 1:
+        raise ConfigError(
+            "A softmax over this model's one label is 1 for every text. Take --activation sigmoid, or none."
+        )
+    return model
 
 
 def _native(
