@@ -253,7 +253,7 @@ def check_errors(s: Session) -> None:
     post = [
         ("A missing input", {"model": model}, 400),
         ("An input that is a number", {"model": model, "input": 5}, 400),
-        ("An input that is an object", {"model": model, "input": {"text": TEXT}}, 400),
+        ("An input that is an object without a text", {"model": model, "input": {"words": TEXT}}, 400),
         ("A list with a null in it", {"model": model, "input": [TEXT, None]}, 400),
         ("A priority that is a text", {"model": model, "input": TEXT, "priority": "high"}, 400),
         ("An empty text", {"model": model, "input": ""}, 400),

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,9 +55,14 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def serve(
-    model: Annotated[
-        str, typer.Argument(help="A folder or a hub id.", show_default="the bundled emotions")
-    ] = _ENGINE.model,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[[NAME=]MODEL]...",
+            help="Folders or hub ids; options hold for all.",
+            show_default="bundled emotions",
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = _SERVER.host,
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = _SERVER.port,
     served_model_name: Annotated[str | None, typer.Option(help="Name in requests. Default: MODEL as given.")] = None,
@@ -82,13 +87,15 @@ def serve(
     ),
     log_level: Annotated[LogLevel, typer.Option(help="What is written to stderr.")] = _SERVER.log_level,
 ) -> None:
-    """Serve a model over HTTP: POST /v1/classify.
+    """Serve models over HTTP: POST /v1/classify, and the other callers' paths.
 
     assay serve
 
     assay serve unitary/toxic-bert --port 9000
 
     assay serve ./my-checkpoint --served-model-name sentiment --max-model-len 256
+
+    assay serve sentiment=./my-checkpoint toxic=unitary/toxic-bert
     """
     # Threads that spin between layers take the core that the event loop needs: 8 % of throughput on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -97,7 +104,6 @@ def serve(
         host=host, port=port, served_model_name=served_model_name, drain_timeout=drain_timeout, log_level=log_level
     )
     engine_config = EngineConfig(
-        model=model,
         revision=revision,
         max_model_len=max_model_len,
         dtype=dtype,
@@ -113,7 +119,15 @@ def serve(
     )
     from assay.server.serve import serve as run
 
-    run(server_config, engine_config)
+    run(server_config, [_named(engine_config, model) for model in models or [engine_config.model]])
+
+
+def _named(config: EngineConfig, argument: str) -> EngineConfig:
+    """`NAME=MODEL`, or a model that is called what it is."""
+    name, equals, model = argument.partition("=")
+    if not equals or Path(argument).exists():
+        return replace(config, model=argument)
+    return replace(config, model=model, name=name or None)
 
 
 @app.command()

@@ -34,6 +34,7 @@ class EngineConfig:
     """One model and how it is run.
 
     model: a folder, or a hub id such as `unitary/toxic-bert`.
+    name: what callers call it; None is the model as given.
     revision: branch, tag or commit of a hub id.
     max_model_len: longest sequence in tokens; None takes the checkpoint's own limit.
     max_batch_tokens: tokens in one forward pass. A longer sequence runs alone.
@@ -49,6 +50,7 @@ class EngineConfig:
     """
 
     model: str = str(BUNDLED_MODEL)
+    name: str | None = None
     revision: str | None = None
     dtype: DType = "auto"
     device: Device = "auto"
@@ -86,8 +88,10 @@ class EngineConfig:
         return shipped if shipped.is_file() else Path(self.chat_template)
 
     @property
-    def default_name(self) -> str:
-        """The name callers use when the operator gives none: the bundled model's own, or the model as it was given."""
+    def served_name(self) -> str:
+        """The name that callers use: the operator's, the bundled model's own, or the model as it was given."""
+        if self.name is not None:
+            return self.name
         return "assay/emotions" if self.model == str(BUNDLED_MODEL) else self.model
 
 

@@ -102,7 +102,6 @@ def test_classify_help() -> None:
         ["no-such-command"],
         ["serve", "--no-such-flag"],
         ["serve", "--port", "eighty"],
-        ["serve", "a", "b"],
         ["serve", "x", "--dtype", "float13"],
         ["classify"],
         ["classify", "--text"],

@@ -88,10 +88,11 @@ def test_frozen(config: Config) -> None:
     assert config == type(config)()
 
 
-def test_default_name() -> None:
-    assert EngineConfig().default_name == "assay/emotions"
-    assert EngineConfig(model=str(BUNDLED_MODEL)).default_name == "assay/emotions"
-    assert EngineConfig(model="unitary/toxic-bert").default_name == "unitary/toxic-bert"
+def test_served_name() -> None:
+    assert EngineConfig().served_name == "assay/emotions"
+    assert EngineConfig(model=str(BUNDLED_MODEL)).served_name == "assay/emotions"
+    assert EngineConfig(model="unitary/toxic-bert").served_name == "unitary/toxic-bert"
+    assert EngineConfig(model="unitary/toxic-bert", name="toxic").served_name == "toxic"
 
 
 def test_the_bundled_model_lies_inside_the_package() -> None:

@@ -23,6 +23,7 @@ from assay.errors import (
     TooLargeError,
     UnavailableError,
 )
+from assay.metrics import Metrics
 from assay.sequence import Options, Prediction, Sequence, TextPrompt, TokenPrompt
 from tests.tiny import save_bert
 
@@ -90,8 +91,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Bench:
     """An engine, its gate, and the calls in flight."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self.engine = engine
+        self.metrics = metrics
         self.gate = Gate(engine)
         self.calls: list[asyncio.Task[list[Prediction]]] = []
 
@@ -122,9 +124,10 @@ class Bench:
 
 @pytest.fixture
 async def bench(folder: Path) -> AsyncIterator[Bench]:
-    engine = Engine.load(EngineConfig(str(folder), max_batch_tokens=20, max_queue_tokens=200))
+    metrics = Metrics()
+    engine = Engine.load(EngineConfig(str(folder), name="m", max_batch_tokens=20, max_queue_tokens=200), metrics)
     engine.start()
-    bench = Bench(engine)
+    bench = Bench(engine, metrics)
     yield bench
     bench.gate.open()
     await asyncio.to_thread(engine.close)
@@ -582,13 +585,13 @@ async def test_queue_gauges_follow_the_queue(bench: Bench) -> None:
     await bench.busy()
     call = bench.call(ids(6, 7), ids(7, 8))
     await until(lambda: bench.queued == 15)
-    text = bench.engine._metrics.render().decode()
-    assert "assay_queue_tokens 15.0" in text
-    assert "assay_queue_sequences 2.0" in text
+    text = bench.metrics.render().decode()
+    assert 'assay_queue_tokens{model="m"} 15.0' in text
+    assert 'assay_queue_sequences{model="m"} 2.0' in text
     bench.gate.open()
     await call
-    await until(lambda: "assay_sequences_total 3.0" in bench.engine._metrics.render().decode())
-    assert "assay_tokens_total 16.0" in bench.engine._metrics.render().decode()
+    await until(lambda: 'assay_sequences_total{model="m"} 3.0' in bench.metrics.render().decode())
+    assert 'assay_tokens_total{model="m"} 16.0' in bench.metrics.render().decode()
 
 
 async def test_the_operators_truncation_holds_where_the_request_says_nothing(folder: Path) -> None:

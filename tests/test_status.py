@@ -36,7 +36,7 @@ async def test_it_lives(server: InProcess, path: str) -> None:
 async def test_model_info(server: InProcess, path: str) -> None:
     info = await get(server, path)
     assert isinstance(info, dict)
-    folder = server.service.engine_config.model
+    folder = server.service.default.config.model
     assert info == {
         "model_path": folder,
         "tokenizer_path": folder,

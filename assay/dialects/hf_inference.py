@@ -52,7 +52,6 @@ class _Shape(msgspec.Struct, frozen=True):
     """is_bare: one text, asked by a caller who expects its labels without a list around them."""
 
     is_bare: bool
-    function_to_apply: Activation | None
     top_k: int | None
 
 
@@ -74,7 +73,7 @@ def parse(incoming: Incoming, always_lists: bool) -> Call:
     return Call(
         prompts=[_prompt(item) for item in items],
         options=Options(truncate_prompt_tokens=_limit(parameters), activation=parameters.function_to_apply),
-        context=_Shape(is_bare, parameters.function_to_apply, parameters.top_k),
+        context=_Shape(is_bare, parameters.top_k),
     )
 
 
@@ -93,13 +92,7 @@ def _limit(parameters: Parameters) -> int | None:
 
 
 def render(answer: Answer) -> list[Label] | list[list[Label]]:
-    """Raises RequestError for a softmax over one label, whose score would be 1 whatever the text."""
     shape: _Shape = answer.call.context
-    if shape.function_to_apply == "softmax" and len(answer.labels) == 1:
-        raise RequestError(
-            "function_to_apply is softmax, but the model has one label: every score would be 1. Use sigmoid or none.",
-            param="function_to_apply",
-        )
     rows = [_labels(prediction, answer.labels)[: shape.top_k] for prediction in answer.predictions]
     return rows[0] if shape.is_bare else rows
 

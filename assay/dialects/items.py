@@ -53,7 +53,7 @@ def parse(incoming: Incoming) -> Call:
             param="label_token_ids",
         )
     joined = _joined(request)
-    call = request.call(input_prompts(joined, "items") if joined else [], context=request.apply_softmax)  # type: ignore[arg-type]
+    call = request.call(input_prompts(joined, "items") if joined else [])  # type: ignore[arg-type]
     return replace(call, options=replace(call.options, activation="softmax" if request.apply_softmax else "none"))
 
 
@@ -66,11 +66,6 @@ def _joined(request: ItemsRequest) -> list[str | list[int]]:
 
 
 def render(answer: Answer) -> ItemsResponse:
-    if answer.call.context and len(answer.labels) == 1:
-        raise RequestError(
-            f"`apply_softmax` over the one label of `{answer.model}` would make every score 1; leave it out.",
-            param="apply_softmax",
-        )
     tokens = sum(prediction.num_tokens for prediction in answer.predictions)
     return ItemsResponse([prediction.probs for prediction in answer.predictions], answer.model, Usage(tokens, tokens))
 

@@ -26,7 +26,7 @@ from assay.errors import (
     TooLargeError,
     UnavailableError,
 )
-from assay.metrics import Metrics
+from assay.metrics import Metrics, ModelMetrics
 from assay.model.registry import LoadedModel, load_model
 from assay.model.weights import logit_score_ids, resolve
 from assay.sequence import Options, Prediction, Prompt, Sequence, TextPrompt, TokenPrompt
@@ -43,7 +43,7 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, model: LoadedModel, pool: TokenizerPool, max_model_len: int, metrics: Metrics
+        self, config: EngineConfig, model: LoadedModel, pool: TokenizerPool, max_model_len: int, metrics: ModelMetrics
     ) -> None:
         self.config = config
         self.model = model
@@ -87,7 +87,7 @@ class Engine:
             model.type_vocab_size,
             pairs_need_template=answer_ids is not None,
         )
-        engine = cls(config, model, pool, max_model_len, metrics or Metrics())
+        engine = cls(config, model, pool, max_model_len, (metrics or Metrics()).of(config.served_name))
         engine._runner.warm_up()
         return engine
 
@@ -125,7 +125,7 @@ class Engine:
     def _with_defaults(self, options: Options) -> Options:
         """The operator's word where the request has none."""
         if options.activation == "softmax" and len(self.model.labels) == 1:
-            raise RequestError("A softmax over this model's one label is 1 for every text.", param="activation")
+            raise RequestError("A softmax over this model's one label is 1 for every text; leave it out.")
         if options.truncate_prompt_tokens is not None or self.config.truncate_prompt_tokens is None:
             return options
         return replace(options, truncate_prompt_tokens=self.config.truncate_prompt_tokens)
@@ -134,9 +134,13 @@ class Engine:
         """Requests accepted and not answered, sequences that wait for the device, and their tokens."""
         return self._active, self._scheduler.num_sequences, self._scheduler.num_tokens + self._tokenizing
 
+    def refuse(self) -> None:
+        """Take no new work from now on."""
+        self._draining = True
+
     async def drain(self) -> None:
         """Refuse new work; return when everything accepted is answered."""
-        self._draining = True
+        self.refuse()
         while self._active:
             self._idle.clear()
             await self._idle.wait()

@@ -51,8 +51,8 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
             yield
         finally:
             loading.cancel()
-            if service.engine is not None:
-                await asyncio.to_thread(service.engine.close)
+            for engine in service.engines:
+                await asyncio.to_thread(engine.close)
 
     routes = [
         *(
@@ -73,13 +73,14 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
 
 
 async def _load(service: Service, on_loaded: Callable[[Exception | None], None]) -> None:
-    try:
-        engine = await _in_daemon(service.load)
-    except Exception as error:  # an edge: whoever started the server is told, whatever it is
-        on_loaded(error)
-        return
-    engine.start()
-    service.engine = engine
+    for served in service.models:
+        try:
+            engine = await _in_daemon(partial(service.load, served))
+        except Exception as error:  # an edge: whoever started the server is told, whatever it is
+            on_loaded(error)
+            return
+        engine.start()
+        served.engine = engine
     on_loaded(None)
 
 
@@ -123,7 +124,8 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
     body = await _body(request, service.config.max_body_bytes)
     dialect = request.scope["dialect"] = choose(dialects, body)
     call = dialect.parse(Incoming(body, request.path_params, request.headers))
-    engine = service.engine_for(call.model)
+    served = service.serving(call.model)
+    engine = served.ready()
     if len(call.prompts) > service.config.max_request_inputs:
         raise TooLargeError(
             f"The request has {len(call.prompts)} inputs; at most {service.config.max_request_inputs} are allowed. "
@@ -136,7 +138,7 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
         call=call,
         predictions=predictions,
         labels=engine.model.labels,
-        model=service.name,
+        model=served.name,
         request_id=request_id[:_MAX_REQUEST_ID],
         created=int(time.time()),
         seconds=time.monotonic() - started,

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -16,17 +17,17 @@ from assay import __version__
 from assay.config import EngineConfig, ServerConfig
 from assay.errors import ConfigError
 from assay.server.app import build_app
-from assay.server.service import Service
+from assay.server.service import Served, Service
 
 _log = logging.getLogger("assay.server")
 _LAST_BYTES_SECONDS = 5  # for answers that are computed and not yet read, and for bodies that never end
 
 
-def serve(server_config: ServerConfig, engine_config: EngineConfig) -> None:
-    """Serve until told to stop. Raises SetupError when the port is taken or the model cannot be loaded."""
+def serve(server_config: ServerConfig, engine_configs: Sequence[EngineConfig]) -> None:
+    """Serve until told to stop. Raises SetupError when the port is taken or a model cannot be loaded."""
     started = time.monotonic()
     listener = _listen(server_config.host, server_config.port)
-    service = Service(server_config, engine_config)
+    service = Service(server_config, engine_configs)
     failure: list[Exception] = []
 
     def on_loaded(error: Exception | None) -> None:
@@ -102,11 +103,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _ready_line(service: Service, listener: socket.socket, seconds: float) -> str:
-    assert service.engine is not None
-    model = service.engine.model
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return (
-        f"assay {__version__} is ready at http://{address}: {service.name}, {model.architecture}, "
-        f"{len(model.labels)} labels, {str(model.dtype).removeprefix('torch.')} on {model.device}, {seconds:.1f} s"
-    )
+    models = "; ".join(map(_description, service.models))
+    return f"assay {__version__} is ready at http://{address}: {models}, {seconds:.1f} s"
+
+
+def _description(served: Served) -> str:
+    model = served.ready().model
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{served.name}, {model.architecture}, {len(model.labels)} labels, {dtype} on {model.device}"

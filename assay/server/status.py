@@ -54,7 +54,8 @@ async def _health(service: Service, request: Request) -> Response:
 
 async def _health_generate(service: Service, request: Request) -> Response:
     """One real forward of one token, through queue and device: what fails is answered as any request's failure."""
-    await service.engine_for(None).classify([TokenPrompt([0])])
+    for served in service.models:
+        await served.ready().classify([TokenPrompt([0])])
     return json_response({"status": "ok"})
 
 
@@ -67,25 +68,30 @@ async def _metrics(service: Service, request: Request) -> Response:
 
 
 async def _models(service: Service, request: Request) -> Response:
-    card = {
-        "id": service.name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "assay",
-        "root": service.engine_config.model,
-        "parent": None,
-        "max_model_len": service.engine.max_model_len if service.engine else None,
-        "permission": [],
-    }
-    return json_response({"object": "list", "data": [card]})
+    cards: list[dict[str, Any]] = [
+        {
+            "id": served.name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "assay",
+            "root": served.config.model,
+            "parent": None,
+            "max_model_len": served.engine.max_model_len if served.engine else None,
+            "permission": [],
+        }
+        for served in service.models
+    ]
+    return json_response({"object": "list", "data": cards})
 
 
 async def _model_info(service: Service, request: Request) -> Response:
-    engine = service.engine_for(None)
+    """Of the default model, or of the one that `?model=` names."""
+    served = service.serving(request.query_params.get("model"))
+    engine = served.ready()
     info = {
-        "model_path": service.engine_config.model,
-        "tokenizer_path": service.engine_config.model,
-        "served_model_name": service.name,
+        "model_path": served.config.model,
+        "tokenizer_path": served.config.model,
+        "served_model_name": served.name,
         "is_generation": False,
         "weight_version": "default",
         "model_type": engine.model.model_type,
@@ -99,9 +105,10 @@ async def _model_info(service: Service, request: Request) -> Response:
 async def _info(service: Service, request: Request) -> Response:
     """As TEI's clients read it."""
     request.scope["dialect"] = tei.PREDICT  # so that a refusal has TEI's shape
-    engine, config = service.engine_for(None), service.engine_config
+    served = service.default
+    engine, config = served.ready(), served.config
     info = tei.Info(
-        model_id=service.name,
+        model_id=served.name,
         model_sha=config.revision,
         model_dtype=str(engine.model.dtype).removeprefix("torch."),
         model_type=tei.model_type(engine.model.labels),
@@ -117,14 +124,14 @@ async def _info(service: Service, request: Request) -> Response:
 async def _server_info(service: Service, request: Request) -> Response:
     """The settings in force, and what gateways look for."""
     info = {
-        "model_path": service.engine_config.model,
-        "served_model_name": service.name,
+        "model_path": service.default.config.model,
+        "served_model_name": service.default.name,
         "dp_size": 1,
         "version": __version__,
         "status": service.status,
         "internal_states": [_load_of(service)],
     }
-    return json_response(dataclasses.asdict(service.engine_config) | info)
+    return json_response(dataclasses.asdict(service.default.config) | info)
 
 
 async def _get_load(service: Service, request: Request) -> Response:
@@ -138,7 +145,7 @@ async def _loads(service: Service, request: Request) -> Response:
         "dp_rank": 0,
         "num_running_reqs": load["num_reqs"],
         "num_waiting_reqs": load["num_waiting_reqs"],
-        "token_usage": load["num_tokens"] / service.engine_config.max_queue_tokens,
+        "token_usage": load["num_tokens"] / sum(served.config.max_queue_tokens for served in service.models),
     }
     return json_response({"loads": [entry]})
 
@@ -148,6 +155,7 @@ async def _load(service: Service, request: Request) -> Response:
 
 
 def _load_of(service: Service) -> dict[str, int]:
-    """Requests accepted and not answered, those of them that wait for the device, and the tokens that wait."""
-    load = service.engine.load_now() if service.engine else (0, 0, 0)
-    return dict(zip(("num_reqs", "num_waiting_reqs", "num_tokens"), load, strict=True)) | {"dp_rank": 0}
+    """Of all models: requests accepted and not answered, sequences that wait for the device, and their tokens."""
+    loads = [engine.load_now() for engine in service.engines]
+    names = ("num_reqs", "num_waiting_reqs", "num_tokens")
+    return {name: sum(load[i] for load in loads) for i, name in enumerate(names)} | {"dp_rank": 0}
