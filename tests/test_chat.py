@@ -173,3 +173,22 @@ def test_a_suffix_token_ends_texts_and_conversations_once(tokenizer: Tokenizer) 
     assert again[0].token_ids == chat.token_ids[:-1]
     (cut,) = ours.encode_now([TextPrompt("so " * 30)], Options(truncate_prompt_tokens=10))
     assert (cut.num_tokens, cut.token_ids[-1]) == (10, 99)
+
+
+def test_unreadable_templates_are_checkpoint_errors(tmp_path: Path) -> None:
+    for several in ([{"name": "default"}], ["default"], [3]):
+        with pytest.raises(CheckpointError, match="chat template"):
+            load_chat_template(tmp_path, {"chat_template": several})
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match="chat template"):
+        load_chat_template(tmp_path, {})
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
+        load_chat_template(tmp_path, {}, tmp_path / "chat_template.jinja")
+
+
+@pytest.mark.parametrize("token_id", ["92527", 1.5, -1, True])
+def test_a_reward_token_that_is_no_id_is_refused(tmp_path: Path, token_id: Any) -> None:
+    save_bert_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"reward_token_id": token_id}))
+    with pytest.raises(CheckpointError, match="reward_token_id"):
+        load_tokenizer(tmp_path)

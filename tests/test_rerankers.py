@@ -21,6 +21,7 @@ from assay import Classifier, Prediction
 from assay.config import TEMPLATES, EngineConfig
 from assay.engine.chat import ChatTemplate
 from assay.errors import AssayError, CheckpointError, ConfigError, RequestError
+from assay.model.weights import logit_score_ids
 from assay.sequence import ChatPrompt
 from tests.tiny import bert_vocab, randomize, save_bert_tokenizer
 
@@ -157,3 +158,34 @@ def test_a_system_message_is_the_instruction() -> None:
     template = ChatTemplate((TEMPLATES / "qwen3-reranker.jinja").read_text("utf-8"), {})
     messages = [{"role": role, "content": role.upper()} for role in ("system", "query", "document")]
     assert "<Instruct>: SYSTEM\n<Query>: QUERY\n<Document>: DOCUMENT<|im_end|>" in template.render(ChatPrompt(messages))
+
+
+SCORE = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
+
+
+@pytest.mark.parametrize(
+    ("modules", "config"),
+    [
+        ("{", {}),
+        ("{}", None),
+        ("[3]", {}),
+        ('[{"type": "x"}]', None),
+        (json.dumps([{"type": SCORE}]), {}),
+        (json.dumps([{"type": SCORE, "path": "../elsewhere"}]), {}),
+        (json.dumps([{"type": SCORE, "path": "score"}]), {}),
+        (json.dumps([{"type": SCORE, "path": "score"}]), {"true_token_id": "yes"}),
+        (json.dumps([{"type": SCORE, "path": "score"}]), {"false_token_id": 3}),
+    ],
+)
+def test_broken_modules_are_checkpoint_errors_or_none(
+    tmp_path: Path, modules: str, config: dict[str, Any] | None
+) -> None:
+    """config None: nothing there says LogitScore, and nothing is wrong."""
+    (tmp_path / "modules.json").write_text(modules)
+    if config is None:
+        assert logit_score_ids(tmp_path) is None
+        return
+    (tmp_path / "score").mkdir()
+    (tmp_path / "score" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError):
+        logit_score_ids(tmp_path)

@@ -86,12 +86,15 @@ def load_chat_template(folder: Path, config: Mapping[str, Any], override: Path |
     if override is not None:
         try:
             return ChatTemplate(override.read_text("utf-8"), tokens)
-        except OSError as error:
-            raise CheckpointError(f"The chat template {override} cannot be read: {error.strerror}.") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"The chat template {override} cannot be read: {error}") from error
     path = folder / "chat_template.jinja"
-    source = path.read_text("utf-8") if path.is_file() else config.get("chat_template")
-    if isinstance(source, list):  # several named ones
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    try:
+        source = path.read_text("utf-8") if path.is_file() else config.get("chat_template")
+        if isinstance(source, list):  # several named ones
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"The chat template of {folder} cannot be read.") from error
     return None if source is None else ChatTemplate(str(source), tokens)
 
 

@@ -55,13 +55,16 @@ def load_tokenizer(folder: Path, chat_template: Path | None = None) -> TextToken
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    suffix_id = model_config.get("reward_token_id")
+    if suffix_id is not None and (type(suffix_id) is not int or suffix_id < 0):
+        raise CheckpointError(f"config.json: reward_token_id is {suffix_id!r}; it must be a token id.")
     limit = config.get("model_max_length")
     return TextTokenizer(
         tokenizer,
         model_max_length=int(limit) if isinstance(limit, int | float) and limit < _NO_LIMIT else None,
         truncation_side="left" if config.get("truncation_side") == "left" else "right",
         chat_template=load_chat_template(folder, config, chat_template),
-        suffix_id=model_config.get("reward_token_id"),
+        suffix_id=suffix_id,
     )
 
 

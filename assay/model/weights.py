@@ -110,13 +110,20 @@ def logit_score_ids(folder: Path) -> tuple[int, ...] | None:
     modules = folder / "modules.json"
     if not modules.is_file():
         return None
-    entries = json.loads(modules.read_text("utf-8"))
-    for entry in entries if isinstance(entries, list) else []:
-        if str(entry.get("type", "")).endswith(".LogitScore"):
-            config = read_json(folder / str(entry.get("path", "")) / "config.json")
-            ids = (config.get("false_token_id"), config.get("true_token_id"))
-            return tuple(int(token_id) for token_id in ids if token_id is not None)
-    return None
+    try:
+        entries = json.loads(modules.read_text("utf-8"))
+        path = next((entry["path"] for entry in entries if str(entry["type"]).endswith(".LogitScore")), None)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{modules} is no list of modules with a type and a path.") from error
+    if path is None:
+        return None
+    if not isinstance(path, str) or Path(path).name != path:
+        raise CheckpointError(f"{modules} names the folder {path!r}, which does not lie beside it.")
+    config = read_json(folder / path / "config.json")
+    ids = [config[name] for name in ("false_token_id", "true_token_id") if config.get(name) is not None]
+    if config.get("true_token_id") is None or any(type(token_id) is not int or token_id < 0 for token_id in ids):
+        raise CheckpointError(f"{folder / path / 'config.json'} needs true_token_id, and may have false_token_id: ids.")
+    return tuple(ids)
 
 
 class Tensors(Protocol):
