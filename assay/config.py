@@ -1,83 +1,133 @@
-"""What an operator may set: frozen, checked once, passed in. Knows neither torch nor the environment."""
+"""What an operator may set: frozen, checked once, passed in. Knows neither torch nor the environment.
 
-from dataclasses import dataclass
+Each setting is declared once, with its type, what it means and what it may be; the command line's options are made of
+these declarations.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from assay.errors import ConfigError
 
 Activation = Literal["none", "softmax", "sigmoid"]
+Windowing = Literal["none", "max", "mean", "noisy_or"]
 ActivationChoice = Literal["auto", "none", "softmax", "sigmoid"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
+WhenFull = Literal["429", "503", "wait"]
+PriorityOrder = Literal["higher-first", "lower-first"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "emotions"
 
 
-def _check_choice(name: str, value: str, allowed: object) -> None:
-    choices = get_args(allowed)
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """help: one line, as `--help` prints it. least, most: of numbers. also: a number that is allowed besides."""
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    also: float | None = None
 
 
-def _check_at_least(name: str, value: int | float, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name} is {value!r}; it must be a number, at least {least}.")
-    if not value >= least:  # so that NaN is refused too
-        raise ConfigError(f"{name} is {value}; it must be at least {least}.")
+@cache
+def settings(config: Callable[..., Any]) -> dict[str, tuple[Any, Setting]]:
+    """Name → (type, Setting) of a config's fields, in order."""
+    hints = get_type_hints(config, include_extras=True)
+    return {name: get_args(hint) for name, hint in hints.items()}
+
+
+def _check(config: Any) -> None:
+    """Raises ConfigError that names the setting, its value and what is allowed."""
+    for name, (kind, setting) in settings(config.__class__).items():
+        value, kinds = getattr(config, name), get_args(kind)
+        if get_origin(kind) is Literal and value not in kinds:
+            raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(kinds)}.")
+        if setting.least is not None and not (value is None and NoneType in kinds):
+            _check_number(name, value, float in (kind, *kinds), setting)
+
+
+def _check_number(name: str, value: Any, fractions: bool, setting: Setting) -> None:
+    what = "a number" if fractions else "an integer"
+    least, most = setting.least or 0, math.inf if setting.most is None else setting.most
+    allowed = f"{what}, at least {least}" if most == math.inf else f"{what} between {least} and {most}"
+    if setting.also is not None:
+        allowed += f", or {setting.also}"
+    if isinstance(value, bool) or not isinstance(value, int | float if fractions else int):
+        raise ConfigError(f"{name} is {value!r}; it must be {allowed}.")
+    if not least <= value <= most and value != setting.also:  # so that NaN is refused too
+        raise ConfigError(f"{name} is {value}; it must be {allowed}.")
+
+
+def _check_keys(api_keys: tuple[str, ...]) -> None:
+    """No message quotes a key."""
+    if not isinstance(api_keys, tuple) or not all(isinstance(key, str) for key in api_keys):
+        raise ConfigError("api_keys must be a tuple of strings.")
+    for number, key in enumerate(api_keys, 1):
+        if not key:
+            raise ConfigError(f"API key {number} of {len(api_keys)} is empty; give it a value, or leave it out.")
+        if not all("!" <= character <= "~" for character in key):  # what a header carries whole
+            raise ConfigError(
+                f"API key {number} of {len(api_keys)} has spaces or characters beyond ASCII; use letters, digits and "
+                "punctuation."
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """One model and how it is run.
+    """One model and how it is run."""
 
-    model: a folder, or a hub id such as `unitary/toxic-bert`.
-    name: what callers call it; None is the model as given.
-    revision: branch, tag or commit of a hub id.
-    max_model_len: longest sequence in tokens; None takes the checkpoint's own limit.
-    max_batch_tokens: tokens in one forward pass. A longer sequence runs alone.
-    max_queue_tokens: tokens that may wait; beyond it callers get QueueFullError.
-    truncate_prompt_tokens: for inputs that are too long, where the request does not say: None refuses them, -1 cuts
-        them to the model's length, n to n tokens. Gateways drop the request's own field.
-    chat_template: a file with a Jinja template that replaces the checkpoint's own, or the name of one in `templates`.
-    classifier_from_token: for rerankers saved as language models: the tokens whose logits are the score, `no,yes` (the
-        second minus the first) or one alone. None takes what a sentence-transformers LogitScore module says.
-    adapter: a PEFT LoRA adapter (folder or hub id) that is merged into the model.
-    allow_pickle: read weights that exist only as `.bin`, as data, without running a pickle's code.
-    tokenizer_threads: threads that turn text into ids, off the event loop.
-    """
-
-    model: str = str(BUNDLED_MODEL)
-    name: str | None = None
-    revision: str | None = None
-    dtype: DType = "auto"
-    device: Device = "auto"
-    max_model_len: int | None = None
-    max_batch_tokens: int = 2048
-    max_queue_tokens: int = 1_048_576
-    activation: ActivationChoice = "auto"
-    truncate_prompt_tokens: int | None = None
-    chat_template: str | None = None
-    classifier_from_token: str | None = None
-    adapter: str | None = None
-    allow_pickle: bool = False
-    tokenizer_threads: int = 2
+    model: Annotated[str, Setting("A folder or a hub id, such as unitary/toxic-bert.")] = str(BUNDLED_MODEL)
+    name: Annotated[str | None, Setting("What callers call it. Default: the model as given.")] = None
+    revision: Annotated[str | None, Setting("Branch, tag or commit of a hub id.")] = None
+    dtype: Annotated[DType, Setting("Precision of the trunk; heads are float32. auto: float32 on a CPU.")] = "auto"
+    device: Annotated[Device, Setting("auto takes a GPU where there is one.")] = "auto"
+    max_model_len: Annotated[
+        int | None, Setting("Longest input in tokens. Default: the checkpoint's own limit.", least=1)
+    ] = None
+    activation: Annotated[ActivationChoice, Setting("auto: what the checkpoint's config asks for.")] = "auto"
+    truncate_prompt_tokens: Annotated[
+        int | None,
+        Setting("Cut longer inputs to this many tokens, -1: the model's length. Default: refuse them.", 1, also=-1),
+    ] = None
+    window: Annotated[
+        Windowing, Setting("Score longer inputs in overlapping windows, and combine their scores so.")
+    ] = "none"
+    chat_template: Annotated[
+        str | None, Setting("Jinja file, or the name of a shipped one, in place of the checkpoint's template.")
+    ] = None
+    classifier_from_token: Annotated[
+        str | None,
+        Setting("For rerankers saved as language models: the answer tokens, no,yes (second minus first), or one."),
+    ] = None
+    adapter: Annotated[str | None, Setting("PEFT LoRA adapter to merge: a folder or a hub id.")] = None
+    allow_pickle: Annotated[bool, Setting("Read .bin weights, as data only.")] = False
+    max_batch_tokens: Annotated[int, Setting("Tokens in one forward pass; a longer input runs alone.", least=1)] = 2048
+    max_queue_tokens: Annotated[int, Setting("Tokens that may wait for the device.", least=1)] = 1_048_576
+    when_full: Annotated[
+        WhenFull, Setting("What callers get when the queue is full: a status, or a place in line.")
+    ] = "429"
+    priority_order: Annotated[
+        PriorityOrder, Setting("Which priority goes first; vLLM's callers expect the lower one.")
+    ] = "higher-first"
+    tokenizer_threads: Annotated[int, Setting("Threads that turn text into token ids.", least=1)] = 2
+    tokenizer_timeout: Annotated[
+        float, Setting("Seconds after which a tokenizer that does not come back is given up.", least=0)
+    ] = 60.0
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model is empty; give a folder or a hub id.")
-        _check_choice("dtype", self.dtype, DType)
-        _check_choice("device", self.device, Device)
-        _check_choice("activation", self.activation, ActivationChoice)
-        _check_at_least("max_batch_tokens", self.max_batch_tokens, 1)
-        _check_at_least("max_queue_tokens", self.max_queue_tokens, 1)
-        _check_at_least("tokenizer_threads", self.tokenizer_threads, 1)
-        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens != -1:
-            _check_at_least("truncate_prompt_tokens", self.truncate_prompt_tokens, 1)
-        if self.max_model_len is not None:
-            _check_at_least("max_model_len", self.max_model_len, 1)
+        _check(self)
+        if self.truncate_prompt_tokens is not None and self.window != "none":
+            raise ConfigError("truncate_prompt_tokens and window are two ways with one long text; choose one.")
 
     @property
     def chat_template_path(self) -> Path | None:
@@ -97,25 +147,20 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """Where and how the server listens.
+    """Where and how the server listens."""
 
-    max_body_bytes: larger request bodies get 413 before they are read.
-    max_request_inputs: prompts in one request; more get 413 before they are tokenized.
-    drain_timeout: seconds that accepted requests have to finish after SIGTERM.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    served_model_name: str | None = None
-    max_body_bytes: int = 8 * 1024 * 1024
-    max_request_inputs: int = 16_384
-    drain_timeout: float = 30.0
-    log_level: LogLevel = "info"
+    host: Annotated[str, Setting("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Setting("Port to listen on; 0 takes a free one.", least=0, most=65535)] = 8000
+    served_model_name: Annotated[str | None, Setting("Name in requests. Default: MODEL as given.")] = None
+    api_keys: Annotated[
+        tuple[str, ...],
+        Setting("Ask for this key; may be repeated. Default: ASSAY_API_KEY, keys separated by commas."),
+    ] = field(default=(), repr=False)
+    max_body_bytes: Annotated[int, Setting("Larger request bodies get 413.", least=1)] = 8 * 1024 * 1024
+    max_request_inputs: Annotated[int, Setting("Requests with more inputs get 413.", least=1)] = 16_384
+    drain_timeout: Annotated[float, Setting("Seconds to answer what was accepted, after SIGTERM.", least=0)] = 30.0
+    log_level: Annotated[LogLevel, Setting("What is written to stderr.")] = "info"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.port, int) or not 0 <= self.port <= 65535:
-            raise ConfigError(f"port is {self.port!r}; it must be an integer between 0 and 65535.")
-        _check_choice("log_level", self.log_level, LogLevel)
-        _check_at_least("max_body_bytes", self.max_body_bytes, 1)
-        _check_at_least("max_request_inputs", self.max_request_inputs, 1)
-        _check_at_least("drain_timeout", self.drain_timeout, 0)
+        _check(self)
+        _check_keys(self.api_keys)

@@ -10,9 +10,11 @@ AssayError
 │   ├── TooLargeError       413  body or batch over the server's limits
 │   └── MediaTypeError      415
 ├── QueueFullError          429  try again later
+│   └── OverloadedError     503  the same, where the operator wants callers to see a 503
 ├── ClientGoneError         499  the caller hung up
 ├── InternalError           500  our bug, or a model that answers NaN
 ├── UnavailableError        503  loading, draining or dead
+├── DeadlineError           504  not answered in the time that the caller gave
 └── SetupError              ---  before anything is served: bad option, bad checkpoint
     ├── ConfigError
     └── CheckpointError
@@ -45,7 +47,13 @@ class RequestError(AssayError):
 
 
 class ContextLengthError(RequestError):
+    """The message ends with what a caller of `/v1/classify` can do; `with_advice` puts another dialect's way there."""
+
     type = "context_length_exceeded"
+    advice = "Shorten it, set truncate_prompt_tokens to -1 to cut it, or window to max to score all of it."
+
+    def with_advice(self, advice: str) -> str:
+        return self.message.replace(self.advice, advice)
 
 
 class UnauthorizedError(RequestError):
@@ -89,6 +97,13 @@ class QueueFullError(AssayError):
         self.retry_after = retry_after
 
 
+class OverloadedError(QueueFullError):
+    """For callers that retry a 5xx and never a 4xx, as post-training clients do."""
+
+    status = 503
+    type = "overloaded"
+
+
 class ClientGoneError(AssayError):
     """The caller closed the connection; nobody reads the answer."""
 
@@ -103,6 +118,11 @@ class InternalError(AssayError):
 class UnavailableError(AssayError):
     status = 503
     type = "unavailable"
+
+
+class DeadlineError(AssayError):
+    status = 504
+    type = "deadline_exceeded"
 
 
 class SetupError(AssayError):

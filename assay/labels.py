@@ -1,6 +1,6 @@
-"""config.json to label names and activation. Knows nothing of tensors beyond how many labels the head has."""
+"""Label names, activation, and which labels mean harmless. Knows of tensors only how many labels the head has."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from assay.config import Activation
@@ -12,6 +12,22 @@ _NAMED_ACTIVATIONS: dict[str, Activation] = {
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
     "torch.nn.modules.activation.Softmax": "softmax",
 }
+
+# What guard models call harmless text: in lower case, with spaces for - and _. A label that is not here counts.
+_SAFE_NAMES = frozenset(
+    {"safe", "benign", "harmless", "unharmful", "clean", "normal", "neutral", "none", "ok", "sfw", "ham", "legit"}
+    | {"legitimate", "nontoxic", "nothate", "no injection"}
+    | {f"{no} {harm}" for no in ("not", "non") for harm in ("toxic", "hate", "harmful", "offensive", "nsfw", "spam")}
+)
+
+
+def harmless(labels: Sequence[str]) -> list[bool]:
+    """Which labels say that nothing was found: those with a usual name for it, and LABEL_0 where LABEL_0 and LABEL_1
+    are all there is (two classes without names, of which the second is the finding).
+    """
+    unnamed = tuple(labels) == ("LABEL_0", "LABEL_1")
+    names = [label.strip().lower().replace("-", " ").replace("_", " ") for label in labels]
+    return [name in _SAFE_NAMES or (unnamed and index == 0) for index, name in enumerate(names)]
 
 
 def label_names(config: Mapping[str, Any], num_labels: int) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """The words of the house: prompt, options, sequence, prediction. Plain data; knows neither HTTP nor torch."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from assay.config import Activation
+from assay.config import Activation, Windowing
 from assay.errors import RequestError
 
 TruncationSide = Literal["left", "right"]
@@ -54,6 +55,10 @@ class Options:
         conversations, whose template writes them itself.
     activation: None takes the model's own; "none" leaves raw logits in `Prediction.probs`.
     priority: higher is served first.
+    window: how a text that is too long is scored in overlapping windows (docs/windows.md); "none" does not; None takes
+        the server's way.
+    window_size, window_overlap: tokens of a window, special ones and a pair's first text included, and how many of its
+        text's tokens the next one repeats; None takes the model's length, and a quarter of the text's share.
     """
 
     truncate_prompt_tokens: int | None = None
@@ -61,17 +66,29 @@ class Options:
     add_special_tokens: bool | None = None
     activation: Activation | None = None
     priority: int = 0
+    window: Windowing | None = None
+    window_size: int | None = None
+    window_overlap: int | None = None
 
     def __post_init__(self) -> None:
         """Raises RequestError: an option of a wrong value would otherwise fail far from its caller."""
-        for name, allowed in (("activation", get_args(Activation)), ("truncation_side", get_args(TruncationSide))):
+        choices = {"activation": Activation, "truncation_side": TruncationSide, "window": Windowing}
+        for name, allowed in ((name, get_args(choice)) for name, choice in choices.items()):
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise RequestError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.", param=name)
-        for name in ("truncate_prompt_tokens", "priority"):
+        for name in ("truncate_prompt_tokens", "priority", "window_size", "window_overlap"):
             value = getattr(self, name)
             if value is not None and type(value) is not int:
                 raise RequestError(f"{name} is {value!r}; it must be an integer.", param=name)
+        if self.windowed and self.truncate_prompt_tokens is not None:
+            raise RequestError("window and truncate_prompt_tokens are two ways with one long text; send one.", "window")
+        if not self.windowed and (self.window_size is not None or self.window_overlap is not None):
+            raise RequestError("window_size and window_overlap need a window: max, mean or noisy_or.", "window")
+
+    @property
+    def windowed(self) -> bool:
+        return self.window not in (None, "none")
 
 
 @dataclass(slots=True)
@@ -83,22 +100,35 @@ class Timings:
     inference: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters `start` to `end` (Python's, i.e. code points) of a text, the second one of a pair."""
+
+    start: int
+    end: int
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One tokenized prompt on its way through the engine.
+    """One tokenized prompt, or one window of it, on its way through the engine.
 
     token_ids, token_type_ids: of equal length; types None means all zero.
-    index: its place in the request.
+    index: its place in the request. prompt: the place of its prompt. span: what it is of its text, where windows are
+        asked for.
     arrival: when its request came, in seconds on the monotonic clock; orders the queue.
+    deadline: when its caller stops waiting, on the same clock.
     queued: it waits in the scheduler. cancelled: nobody waits for it any more, and it is not computed.
     """
 
     token_ids: list[int]
     token_type_ids: list[int] | None = None
     index: int = 0
+    prompt: int = 0
+    span: Span | None = None
     activation: Activation = "softmax"
     priority: int = 0
     arrival: float = 0.0
+    deadline: float = math.inf
     queued: bool = False
     cancelled: bool = False
     timings: Timings = field(default_factory=Timings)
@@ -109,13 +139,23 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """The window that speaks for `Prediction.label`: which of `count`, and its characters."""
+
+    index: int
+    count: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the model says of one prompt.
 
     label: name of the largest logit.
     probs: after the activation, float32, one per label; the raw logits where the activation is "none".
     logits: as the head computed them, in float32.
-    num_tokens: tokens that were scored, after any truncation.
+    num_tokens: tokens that were scored, after any truncation; of all windows together.
+    window: the one that decided, where windows were asked for.
     """
 
     label: str
@@ -123,3 +163,4 @@ class Prediction:
     logits: list[float]
     num_tokens: int
     timings: Timings = field(default_factory=Timings, compare=False)
+    window: Window | None = None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from assay.config import Device, DType
 from assay.engine.runner import ModelRunner, form
-from assay.engine.tokenizer import TokenizerPool, load_tokenizer
+from assay.engine.tokenizer import PromptEncoder, load_tokenizer
 from assay.errors import CheckpointError, ConfigError
 from assay.model.reference import classifiers, load_reference, load_reference_tokenizer
 from assay.model.registry import LoadedModel, load_model
@@ -129,11 +129,8 @@ def _tokenize(folder: Path, texts: Seq[str], model: LoadedModel) -> tuple[list[S
     """A sequence for each text, cut to the model's length, and that length."""
     text_tokenizer = load_tokenizer(folder)
     limit = min(text_tokenizer.model_max_length or model.max_positions, model.max_positions)
-    pool = TokenizerPool(text_tokenizer, model.vocab_size, limit, threads=1, type_vocab_size=model.type_vocab_size)
-    try:
-        return pool.encode_now([TextPrompt(text) for text in texts], Options(truncate_prompt_tokens=-1)), limit
-    finally:
-        pool.close()
+    encoder = PromptEncoder(text_tokenizer, model.vocab_size, limit, type_vocab_size=model.type_vocab_size)
+    return encoder.encode([TextPrompt(text) for text in texts], Options(truncate_prompt_tokens=-1)), limit
 
 
 def _scores(model: LoadedModel, sequences: list[Sequence]) -> Tensor:

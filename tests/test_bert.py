@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from assay.engine.runner import ModelRunner, form
-from assay.engine.tokenizer import TokenizerPool, load_tokenizer
+from assay.engine.tokenizer import PromptEncoder, load_tokenizer
 from assay.model import bert
 from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Run, pack
@@ -150,7 +150,7 @@ def test_texts_and_pairs_from_tokenizer_to_logits(checkpoint: tuple[Path, PreTra
     """Our tokenizer and model against transformers' own, pairs with their token types."""
     folder, theirs = checkpoint
     ours = load_model(folder)
-    pool = TokenizerPool(load_tokenizer(folder), ours.vocab_size, MAX_LEN, threads=1)
+    pool = PromptEncoder(load_tokenizer(folder), ours.vocab_size, MAX_LEN)
     prompts = [
         TextPrompt("the coffee was great."),
         TextPrompt("loved the new café", "coffee was great"),
@@ -159,8 +159,7 @@ def test_texts_and_pairs_from_tokenizer_to_logits(checkpoint: tuple[Path, PreTra
         TextPrompt("updates, updated!", "ZZZ 日本"),
     ]
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_input_names=_INPUTS)
-    sequences = pool.encode_now(prompts, Options())
-    pool.close()
+    sequences = pool.encode(prompts, Options())
     expected = []
     for prompt, sequence in zip(prompts, sequences, strict=True):
         encoded = tokenizer(prompt.text, prompt.text_pair)
@@ -174,10 +173,9 @@ def test_texts_and_pairs_from_tokenizer_to_logits(checkpoint: tuple[Path, PreTra
 def test_token_id_prompts_are_scored_as_they_are(checkpoint: tuple[Path, PreTrainedModel]) -> None:
     folder, theirs = checkpoint
     ours = load_model(folder)
-    pool = TokenizerPool(load_tokenizer(folder), ours.vocab_size, MAX_LEN, threads=1)
+    pool = PromptEncoder(load_tokenizer(folder), ours.vocab_size, MAX_LEN)
     ids = [[0], [5, 6, 7], [0] * MAX_LEN, list(range(MAX_LEN)), [ours.vocab_size - 1, 0]]
-    sequences = pool.encode_now([TokenPrompt(token_ids) for token_ids in ids], Options())
-    pool.close()
+    sequences = pool.encode([TokenPrompt(token_ids) for token_ids in ids], Options())
     assert [sequence.token_ids for sequence in sequences] == ids
     expected = torch.stack([bert_logits(theirs, token_ids) for token_ids in ids])
     assert worst(scored(ours, sequences), expected) <= TOLERANCE

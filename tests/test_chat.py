@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from assay.engine.chat import ChatTemplate, load_chat_template
-from assay.engine.tokenizer import TextTokenizer, TokenizerPool, load_tokenizer
+from assay.engine.tokenizer import PromptEncoder, TextTokenizer, load_tokenizer
 from assay.errors import CheckpointError, RequestError
 from assay.sequence import ChatPrompt, Options, TextPrompt
 from tests.tiny import save_bert_tokenizer
@@ -115,9 +115,9 @@ def tokenizer(tmp_path: Path) -> Tokenizer:
     return Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
 
 
-def pool(tokenizer: Tokenizer, source: str | None, suffix_id: int | None = None, limit: int = 64) -> TokenizerPool:
+def pool(tokenizer: Tokenizer, source: str | None, suffix_id: int | None = None, limit: int = 64) -> PromptEncoder:
     template = ChatTemplate(source, {"bos_token": "[CLS]"}) if source is not None else None
-    return TokenizerPool(TextTokenizer(tokenizer, None, "right", template, suffix_id), 1000, limit, 1)
+    return PromptEncoder(TextTokenizer(tokenizer, None, "right", template, suffix_id), 1000, limit)
 
 
 BRACKETS = "( {% for m in messages %}{{ m.content }} ; {% endfor %})"
@@ -125,10 +125,10 @@ LONG = [{"role": "user", "content": "so " * 30}, {"role": "assistant", "content"
 
 
 def test_bos_is_not_doubled(tokenizer: Tokenizer) -> None:
-    (sequence,) = pool(tokenizer, BRACKETS).encode_now([ChatPrompt(TALK[1:])], Options())
+    (sequence,) = pool(tokenizer, BRACKETS).encode([ChatPrompt(TALK[1:])], Options())
     text = "( was great ; )"
     assert sequence.token_ids == tokenizer.encode(text, add_special_tokens=False).ids
-    (doubled,) = pool(tokenizer, BRACKETS).encode_now([ChatPrompt(TALK[1:])], Options(add_special_tokens=True))
+    (doubled,) = pool(tokenizer, BRACKETS).encode([ChatPrompt(TALK[1:])], Options(add_special_tokens=True))
     assert doubled.num_tokens == sequence.num_tokens + 2
 
 
@@ -136,7 +136,7 @@ def test_bos_is_not_doubled(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("limit", [5, 6, 14, 25, 40, 44])
 def test_cutting_a_conversation_keeps_the_template(tokenizer: Tokenizer, limit: int, side: Any) -> None:
     options = Options(truncate_prompt_tokens=limit, truncation_side=side)
-    (sequence,) = pool(tokenizer, BRACKETS).encode_now([ChatPrompt(LONG)], options)
+    (sequence,) = pool(tokenizer, BRACKETS).encode([ChatPrompt(LONG)], options)
     whole = tokenizer.encode("( ; ; )", add_special_tokens=False).ids
     assert limit - 2 < sequence.num_tokens <= limit  # both messages are cut to one length
     assert (sequence.token_ids[0], sequence.token_ids[-2:]) == (whole[0], whole[-2:])
@@ -145,12 +145,12 @@ def test_cutting_a_conversation_keeps_the_template(tokenizer: Tokenizer, limit: 
 
 def test_a_limit_below_the_template_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(RequestError, match="template alone takes 4 tokens"):
-        pool(tokenizer, BRACKETS).encode_now([ChatPrompt(LONG)], Options(truncate_prompt_tokens=3))
+        pool(tokenizer, BRACKETS).encode([ChatPrompt(LONG)], Options(truncate_prompt_tokens=3))
 
 
 def test_no_template_is_a_clear_refusal(tokenizer: Tokenizer) -> None:
     with pytest.raises(RequestError, match="no chat template"):
-        pool(tokenizer, None).encode_now([ChatPrompt(TALK)], Options())
+        pool(tokenizer, None).encode([ChatPrompt(TALK)], Options())
 
 
 def test_the_reward_token_of_a_config_is_the_suffix(tmp_path: Path) -> None:
@@ -159,19 +159,19 @@ def test_the_reward_token_of_a_config_is_the_suffix(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "internlm2", "reward_token_id": 99}))
     loaded = load_tokenizer(tmp_path)
     assert loaded.suffix_id == 99
-    (sequence,) = TokenizerPool(loaded, 1000, 64, 1).encode_now([ChatPrompt(TALK)], Options())
+    (sequence,) = PromptEncoder(loaded, 1000, 64).encode([ChatPrompt(TALK)], Options())
     assert sequence.token_ids[-1] == 99
     with pytest.raises(CheckpointError, match="reward_token_id 99"):
-        TokenizerPool(loaded, 99, 64, 1)
+        PromptEncoder(loaded, 99, 64)
 
 
 def test_a_suffix_token_ends_texts_and_conversations_once(tokenizer: Tokenizer) -> None:
     ours = pool(tokenizer, BRACKETS, suffix_id=99)
-    text, chat = ours.encode_now([TextPrompt("so great"), ChatPrompt(TALK)], Options())
+    text, chat = ours.encode([TextPrompt("so great"), ChatPrompt(TALK)], Options())
     assert text.token_ids[-1] == chat.token_ids[-1] == 99
-    again = pool(tokenizer, BRACKETS, suffix_id=chat.token_ids[-2]).encode_now([ChatPrompt(TALK)], Options())
+    again = pool(tokenizer, BRACKETS, suffix_id=chat.token_ids[-2]).encode([ChatPrompt(TALK)], Options())
     assert again[0].token_ids == chat.token_ids[:-1]
-    (cut,) = ours.encode_now([TextPrompt("so " * 30)], Options(truncate_prompt_tokens=10))
+    (cut,) = ours.encode([TextPrompt("so " * 30)], Options(truncate_prompt_tokens=10))
     assert (cut.num_tokens, cut.token_ids[-1]) == (10, 99)
 
 

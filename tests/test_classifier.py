@@ -126,15 +126,15 @@ def test_an_error_in_the_first_chunk_leaves_nothing_behind(folder: Path) -> None
     with Classifier(str(folder), max_batch_tokens=8) as classifier:
         engine = classifier._engine
         hold = threading.Event()
-        run = engine._runner.run
-        engine._runner.run = lambda batch: (hold.wait(PATIENCE), run(batch))[1]  # type: ignore[method-assign]
+        run = engine._worker.runner.run
+        engine._worker.runner.run = lambda batch: (hold.wait(PATIENCE), run(batch))[1]  # type: ignore[method-assign]
         inputs: list[Any] = [[5] * 8] * 1024
         inputs[0] = [5] * (MAX_LEN + 1)
         try:
             with pytest.raises(ContextLengthError):
                 classifier.classify(inputs)
             deadline = time.monotonic() + 2
-            while (engine._waiters or engine._tokenizing) and time.monotonic() < deadline:
+            while (engine._waiters or engine._admission.tokenizing) and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert not engine._waiters
             assert engine._scheduler.num_tokens == 0
@@ -265,14 +265,14 @@ def test_close_while_another_thread_waits(folder: Path) -> None:
     """The waiting call ends, with its answer or an error: it must not wait for a loop that has stopped."""
     classifier = Classifier(str(folder), max_batch_tokens=8)
     entered, hold = threading.Event(), threading.Event()
-    run = classifier._engine._runner.run
+    run = classifier._engine._worker.runner.run
 
     def held(batch: Any) -> Any:
         entered.set()
         hold.wait(PATIENCE)
         return run(batch)
 
-    classifier._engine._runner.run = held  # type: ignore[method-assign]
+    classifier._engine._worker.runner.run = held  # type: ignore[method-assign]
     results: list[Any] = []
 
     def wait() -> None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from assay.dialects.flags import flagged_labels
-from assay.errors import RequestError
 from assay.sequence import Prediction
 from tests.e2e.process import InProcess, in_process
 from tests.golden_files import USUAL, check, load
@@ -99,8 +98,6 @@ async def test_the_caller_moves_the_rule() -> None:
 
 
 async def test_raw_scores_are_not_flagged_but_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError):
-        flagged_labels(Prediction("", [2.5], [2.5], 3), ("toxic",))
     save_bert(tmp_path, num_labels=1, problem_type="regression", num_hidden_layers=1)
     async with in_process(tmp_path) as running:
         response = await running.client.post("/v1/moderations", json={"input": "great"})

@@ -1,9 +1,8 @@
-"""TokenizerPool against the library it stands on and against transformers, which users compare with."""
+"""PromptEncoder against the library it stands on and against transformers, which users compare with."""
 
 import asyncio
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from assay.classifier import Classifier
-from assay.engine.tokenizer import TokenizerPool, load_tokenizer, longest_first
+from assay.engine.tokenizer import PromptEncoder, load_tokenizer
+from assay.engine.truncation import longest_first
 from assay.errors import AssayError, CheckpointError, ContextLengthError, RequestError
 from assay.sequence import Options, Prompt, Sequence, TextPrompt, TokenPrompt
 from tests.tiny import bert_vocab, save_bert, save_bert_tokenizer
@@ -41,10 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pool(folder: Path) -> Iterator[TokenizerPool]:
-    pool = TokenizerPool(load_tokenizer(folder), VOCAB_SIZE, MAX_MODEL_LEN, threads=2)
-    yield pool
-    pool.close()
+def pool(folder: Path) -> PromptEncoder:
+    return PromptEncoder(load_tokenizer(folder), VOCAB_SIZE, MAX_MODEL_LEN)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +57,9 @@ def oracle(folder: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def one(pool: TokenizerPool, prompt: Prompt | str, **options: object) -> Sequence:
+def one(pool: PromptEncoder, prompt: Prompt | str, **options: object) -> Sequence:
     prompts = [TextPrompt(prompt) if isinstance(prompt, str) else prompt]
-    (sequence,) = pool.encode_now(prompts, Options(**options))  # type: ignore[arg-type]
+    (sequence,) = pool.encode(prompts, Options(**options))  # type: ignore[arg-type]
     return sequence
 
 
@@ -74,7 +72,7 @@ def types(sequence: Sequence) -> list[int]:
 
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("text", TEXTS)
-def test_single(pool: TokenizerPool, library: Tokenizer, text: str, special: bool) -> None:
+def test_single(pool: PromptEncoder, library: Tokenizer, text: str, special: bool) -> None:
     sequence = one(pool, text, add_special_tokens=special)
     assert sequence.token_ids == library.encode(text, add_special_tokens=special).ids
     assert sequence.token_type_ids is None
@@ -82,47 +80,47 @@ def test_single(pool: TokenizerPool, library: Tokenizer, text: str, special: boo
 
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_pair(pool: TokenizerPool, library: Tokenizer, pair: tuple[str, str], special: bool) -> None:
+def test_pair(pool: PromptEncoder, library: Tokenizer, pair: tuple[str, str], special: bool) -> None:
     sequence = one(pool, TextPrompt(*pair), add_special_tokens=special)
     expected = library.encode(*pair, add_special_tokens=special)
     assert sequence.token_ids == expected.ids
     assert types(sequence) == expected.type_ids
 
 
-def test_special_tokens_frame_the_text(pool: TokenizerPool) -> None:
+def test_special_tokens_frame_the_text(pool: PromptEncoder) -> None:
     ids = one(pool, "the coffee").token_ids
     assert (ids[0], ids[-1]) == (CLS, SEP)
     assert one(pool, "the coffee", add_special_tokens=False).token_ids == ids[1:-1]
 
 
-def test_a_request_keeps_its_order(pool: TokenizerPool, library: Tokenizer) -> None:
+def test_a_request_keeps_its_order(pool: PromptEncoder, library: Tokenizer) -> None:
     """Texts, pairs and ids in one call: each in its place, with its index, and the request's priority."""
     prompts = [TokenPrompt([5, 6]), TextPrompt("the"), TextPrompt("the", "new"), TokenPrompt([7]), TextPrompt("so")]
-    sequences = pool.encode_now(prompts, Options(priority=3))
+    sequences = pool.encode(prompts, Options(priority=3))
     assert [sequence.index for sequence in sequences] == [0, 1, 2, 3, 4]
     assert {sequence.priority for sequence in sequences} == {3}
     expected = [[5, 6], library.encode("the").ids, library.encode("the", "new").ids, [7], library.encode("so").ids]
     assert [sequence.token_ids for sequence in sequences] == expected
 
 
-def test_no_prompts_no_sequences(pool: TokenizerPool) -> None:
-    assert pool.encode_now([], Options()) == []
+def test_no_prompts_no_sequences(pool: PromptEncoder) -> None:
+    assert pool.encode([], Options()) == []
 
 
-async def test_many_at_once_are_the_same_as_one_by_one(pool: TokenizerPool) -> None:
+async def test_many_at_once_are_the_same_as_one_by_one(pool: PromptEncoder) -> None:
     requests: list[list[Prompt]] = [
         [TextPrompt(f"{text} {i}"), TextPrompt(text, str(i))] for i, text in enumerate(TEXTS * 6)
     ]
     options = Options(truncate_prompt_tokens=20)
-    together = await asyncio.gather(*(pool.encode(prompts, options) for prompts in requests))
+    together = await asyncio.gather(*(asyncio.to_thread(pool.encode, prompts, options) for prompts in requests))
     for prompts, sequences in zip(requests, together, strict=True):
-        alone = pool.encode_now(prompts, options)
+        alone = pool.encode(prompts, options)
         assert [(s.token_ids, s.token_type_ids) for s in sequences] == [(s.token_ids, s.token_type_ids) for s in alone]
 
 
-async def test_an_error_reaches_who_waits(pool: TokenizerPool) -> None:
+async def test_an_error_reaches_who_waits(pool: PromptEncoder) -> None:
     with pytest.raises(RequestError):
-        await pool.encode([TokenPrompt([-1])], Options())
+        await asyncio.to_thread(pool.encode, [TokenPrompt([-1])], Options())
 
 
 # Truncation
@@ -135,7 +133,7 @@ a_text = st.lists(st.sampled_from(["the", "coffee", "great", "xyz", "update"]), 
 @given(text=a_text, limit=st.integers(3, 20), special=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_single_is_cut_as_transformers_cuts_it(
-    pool: TokenizerPool, oracle: PreTrainedTokenizerFast, side: str, text: str, limit: int, special: bool
+    pool: PromptEncoder, oracle: PreTrainedTokenizerFast, side: str, text: str, limit: int, special: bool
 ) -> None:
     oracle.truncation_side = side
     sequence = one(pool, text, truncate_prompt_tokens=limit, truncation_side=side, add_special_tokens=special)
@@ -148,7 +146,7 @@ def test_single_is_cut_as_transformers_cuts_it(
 @example(first="the " * 5, second="new " * 5, limit=8, special=True)  # a tie with an odd token left
 @settings(max_examples=100, deadline=None)
 def test_pair_is_cut_as_transformers_cuts_it(
-    pool: TokenizerPool, oracle: PreTrainedTokenizerFast, side: str, first: str, second: str, limit: int, special: bool
+    pool: PromptEncoder, oracle: PreTrainedTokenizerFast, side: str, first: str, second: str, limit: int, special: bool
 ) -> None:
     oracle.truncation_side = side
     asked = {"truncate_prompt_tokens": limit, "truncation_side": side, "add_special_tokens": special}
@@ -181,26 +179,26 @@ def test_longest_first_takes_tokens_off_the_longer_text(first: int, second: int,
 
 
 @pytest.mark.parametrize("limit", [-1, MAX_MODEL_LEN])
-def test_minus_one_is_the_models_length(pool: TokenizerPool, limit: int) -> None:
+def test_minus_one_is_the_models_length(pool: PromptEncoder, limit: int) -> None:
     sequence = one(pool, "the " * 500, truncate_prompt_tokens=limit)
     assert sequence.num_tokens == MAX_MODEL_LEN
     assert (sequence.token_ids[0], sequence.token_ids[-1]) == (CLS, SEP)
 
 
-def test_a_text_that_fits_is_not_cut(pool: TokenizerPool) -> None:
+def test_a_text_that_fits_is_not_cut(pool: PromptEncoder) -> None:
     whole = one(pool, "the coffee was great")
     for limit in (whole.num_tokens, whole.num_tokens + 1, -1):
         assert one(pool, "the coffee was great", truncate_prompt_tokens=limit).token_ids == whole.token_ids
 
 
 @pytest.mark.parametrize("limit", [0, -2, -1000])
-def test_lengths_that_are_none_are_refused(pool: TokenizerPool, limit: int) -> None:
+def test_lengths_that_are_none_are_refused(pool: PromptEncoder, limit: int) -> None:
     with pytest.raises(RequestError, match=rf"truncate_prompt_tokens is {limit}; it must be -1 .* or at least 1") as no:
         one(pool, "the", truncate_prompt_tokens=limit)
     assert no.value.param == "truncate_prompt_tokens"
 
 
-def test_truncating_to_more_than_the_model_reads_is_refused(pool: TokenizerPool) -> None:
+def test_truncating_to_more_than_the_model_reads_is_refused(pool: PromptEncoder) -> None:
     with pytest.raises(RequestError) as no:
         one(pool, "the", truncate_prompt_tokens=MAX_MODEL_LEN + 1)
     assert no.value.message == (
@@ -210,18 +208,18 @@ def test_truncating_to_more_than_the_model_reads_is_refused(pool: TokenizerPool)
 
 
 @pytest.mark.parametrize(("pair", "limit"), [(None, 1), (None, 2), ("new", 2), ("new", 3)])
-def test_no_room_beside_the_special_tokens(pool: TokenizerPool, pair: str | None, limit: int) -> None:
+def test_no_room_beside_the_special_tokens(pool: PromptEncoder, pair: str | None, limit: int) -> None:
     with pytest.raises(RequestError, match=f"truncate_prompt_tokens is {limit}, which leaves no room"):
         one(pool, TextPrompt("the coffee", pair), truncate_prompt_tokens=limit)
 
 
-def test_the_smallest_room(pool: TokenizerPool) -> None:
+def test_the_smallest_room(pool: PromptEncoder) -> None:
     assert one(pool, "the coffee", truncate_prompt_tokens=3).token_ids == [CLS, 5, SEP]
     assert one(pool, "the coffee", truncate_prompt_tokens=1, add_special_tokens=False).token_ids == [5]
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_cutting_a_long_pair_short_is_cheap(pool: TokenizerPool, side: str) -> None:
+def test_cutting_a_long_pair_short_is_cheap(pool: PromptEncoder, side: str) -> None:
     """The library keeps what it cuts off, for a pair every piece of one text beside every piece of the other."""
     started = time.process_time()
     sequence = one(pool, TextPrompt("a " * 300, "a " * 300), truncate_prompt_tokens=5, truncation_side=side)
@@ -233,12 +231,12 @@ def test_cutting_a_long_pair_short_is_cheap(pool: TokenizerPool, side: str) -> N
     ("limit", "side", "kept"),
     [(2, "right", [5, 6]), (2, "left", [8, 9]), (2, None, [5, 6]), (5, "left", [5, 6, 7, 8, 9]), (1, "left", [9])],
 )
-def test_ids_are_cut(pool: TokenizerPool, limit: int, side: str | None, kept: list[int]) -> None:
+def test_ids_are_cut(pool: PromptEncoder, limit: int, side: str | None, kept: list[int]) -> None:
     asked = {"truncate_prompt_tokens": limit, "truncation_side": side}
     assert one(pool, TokenPrompt([5, 6, 7, 8, 9]), **asked).token_ids == kept
 
 
-def test_cutting_ids_leaves_the_callers_list_alone(pool: TokenizerPool) -> None:
+def test_cutting_ids_leaves_the_callers_list_alone(pool: PromptEncoder) -> None:
     ids = [5, 6, 7]
     one(pool, TokenPrompt(ids), truncate_prompt_tokens=2)
     assert ids == [5, 6, 7]
@@ -250,7 +248,7 @@ def test_cutting_ids_leaves_the_callers_list_alone(pool: TokenizerPool) -> None:
 @pytest.mark.parametrize(
     "prompt", [TextPrompt("the " * 63), TokenPrompt([5] * 65), TextPrompt("the " * 31, "so " * 31)]
 )
-def test_over_length(pool: TokenizerPool, prompt: Prompt) -> None:
+def test_over_length(pool: PromptEncoder, prompt: Prompt) -> None:
     with pytest.raises(ContextLengthError) as no:
         one(pool, prompt)
     assert no.value.message.startswith(
@@ -259,59 +257,59 @@ def test_over_length(pool: TokenizerPool, prompt: Prompt) -> None:
     assert (no.value.status, no.value.param) == (400, "input")
 
 
-def test_over_length_names_the_input(pool: TokenizerPool) -> None:
+def test_over_length_names_the_input(pool: PromptEncoder) -> None:
     with pytest.raises(ContextLengthError, match="input at index 2"):
-        pool.encode_now([TextPrompt("the"), TokenPrompt([5]), TextPrompt("the " * 99)], Options())
+        pool.encode([TextPrompt("the"), TokenPrompt([5]), TextPrompt("the " * 99)], Options())
 
 
-def test_the_longest_that_fits(pool: TokenizerPool) -> None:
+def test_the_longest_that_fits(pool: PromptEncoder) -> None:
     assert one(pool, "the " * 62).num_tokens == MAX_MODEL_LEN
     assert one(pool, TokenPrompt([5] * 64)).num_tokens == MAX_MODEL_LEN
 
 
 @pytest.mark.parametrize("bad", [-1, -(2**70), VOCAB_SIZE, 2**31, 2**63, 2**70])
-def test_ids_out_of_vocabulary(pool: TokenizerPool, bad: int) -> None:
+def test_ids_out_of_vocabulary(pool: PromptEncoder, bad: int) -> None:
     with pytest.raises(RequestError, match=f"Token id {bad} is out of vocabulary.*0 and {VOCAB_SIZE - 1}") as no:
         one(pool, TokenPrompt([5, bad]))
     assert (no.value.status, no.value.param) == (400, "input")
 
 
-def test_a_bad_id_is_refused_even_where_it_would_be_cut_off(pool: TokenizerPool) -> None:
+def test_a_bad_id_is_refused_even_where_it_would_be_cut_off(pool: PromptEncoder) -> None:
     with pytest.raises(RequestError, match="out of vocabulary"):
         one(pool, TokenPrompt([5, 6, VOCAB_SIZE]), truncate_prompt_tokens=2)
 
 
-def test_first_and_last_id_of_the_vocabulary(pool: TokenizerPool) -> None:
+def test_first_and_last_id_of_the_vocabulary(pool: PromptEncoder) -> None:
     assert one(pool, TokenPrompt([0, VOCAB_SIZE - 1])).token_ids == [0, VOCAB_SIZE - 1]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\u200b", "\xad", "\x00"])
-def test_text_without_tokens(pool: TokenizerPool, text: str) -> None:
+def test_text_without_tokens(pool: PromptEncoder, text: str) -> None:
     with pytest.raises(RequestError, match="Input at index 0 is empty: it has no tokens"):
         one(pool, text, add_special_tokens=False)
     assert one(pool, text).token_ids == [CLS, SEP]
 
 
-def test_no_ids(pool: TokenizerPool) -> None:
+def test_no_ids(pool: PromptEncoder) -> None:
     with pytest.raises(RequestError, match="Input at index 0 is empty"):
         one(pool, TokenPrompt([]))
 
 
 @pytest.mark.parametrize("prompt", [TextPrompt("a \ud800 b"), TextPrompt("\udfff"), TextPrompt("fine", "\ud83d")])
-def test_lone_surrogates(pool: TokenizerPool, prompt: Prompt) -> None:
+def test_lone_surrogates(pool: PromptEncoder, prompt: Prompt) -> None:
     with pytest.raises(RequestError, match="lone surrogate"):
         one(pool, prompt)
     assert one(pool, "\U0001f600 \ufffd").num_tokens > 0
 
 
-def test_nul(pool: TokenizerPool) -> None:
+def test_nul(pool: PromptEncoder) -> None:
     assert one(pool, "the\x00 coffee").token_ids == one(pool, "the coffee").token_ids
 
 
 def test_a_text_whose_token_the_model_has_no_row_for_never_reaches_the_model(folder: Path) -> None:
     """Some tokenizers know more tokens than the embedding has rows; an index error in the model is fatal."""
     try:
-        pool = TokenizerPool(load_tokenizer(folder), VOCAB_SIZE - 1, MAX_MODEL_LEN, threads=1)
+        pool = PromptEncoder(load_tokenizer(folder), VOCAB_SIZE - 1, MAX_MODEL_LEN)
         sequence = one(pool, "a" + bert_vocab()[-1].removeprefix("##"))
     except AssayError:
         return
@@ -325,12 +323,12 @@ def test_a_pair_for_a_model_with_one_token_type_leaves_the_engine_alive(tmp_path
         assert (pair.num_tokens, alone.num_tokens) == (5, 3)
 
 
-def test_naughty_strings(pool: TokenizerPool, library: Tokenizer, shared_data: Path) -> None:
+def test_naughty_strings(pool: PromptEncoder, library: Tokenizer, shared_data: Path) -> None:
     strings = json.loads((shared_data / "blns" / "blns.json").read_text("utf-8"))
     assert len(strings) > 500
     options = Options(truncate_prompt_tokens=-1)
     library.enable_truncation(MAX_MODEL_LEN)
-    together = pool.encode_now([TextPrompt(text) for text in strings], options)
+    together = pool.encode([TextPrompt(text) for text in strings], options)
     assert len(together) == len(strings)
     for text, sequence in zip(strings, together, strict=True):
         assert sequence.token_ids == library.encode(text).ids
@@ -349,9 +347,8 @@ def test_padding_and_truncation_in_the_file_are_switched_off(tmp_path: Path) -> 
     baked.enable_padding(length=16)
     baked.save(path)
     assert len(Tokenizer.from_file(path).encode("the coffee was great").ids) == 16, "the fixture is to pad and cut"
-    pool = TokenizerPool(load_tokenizer(tmp_path), VOCAB_SIZE, MAX_MODEL_LEN, threads=1)
+    pool = PromptEncoder(load_tokenizer(tmp_path), VOCAB_SIZE, MAX_MODEL_LEN)
     assert one(pool, "the coffee was great").num_tokens == 6
-    pool.close()
 
 
 @pytest.mark.parametrize(
@@ -371,12 +368,11 @@ def test_truncation_side_of_the_config(tmp_path: Path, config: dict[str, str], s
     save_bert_tokenizer(tmp_path, **config)
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.truncation_side == side
-    pool = TokenizerPool(tokenizer, VOCAB_SIZE, MAX_MODEL_LEN, threads=1)
+    pool = PromptEncoder(tokenizer, VOCAB_SIZE, MAX_MODEL_LEN)
     assert one(pool, "the coffee was", truncate_prompt_tokens=3).token_ids == [CLS, kept, SEP]
     assert one(pool, TokenPrompt([5, 6, 7]), truncate_prompt_tokens=1).token_ids == [kept]
     # What a request asks for wins.
     assert one(pool, "the coffee was", truncate_prompt_tokens=3, truncation_side="right").token_ids == [CLS, 5, SEP]
-    pool.close()
 
 
 def test_tokenizer_config_may_be_missing(tmp_path: Path) -> None:
@@ -415,7 +411,7 @@ def test_tokenizers_of_public_models(shared_data: Path, name: str) -> None:
     tokenizer = load_tokenizer(folder)
     oracle = Tokenizer.from_file(str(folder / "tokenizer.json"))
     oracle.no_padding()
-    pool = TokenizerPool(tokenizer, oracle.get_vocab_size(), 512, threads=1)
+    pool = PromptEncoder(tokenizer, oracle.get_vocab_size(), 512)
     text, pair = "Loved the new café—coffee was great. " * 3, "This update broke everything. Frustrating. 😀"
     for limit in (None, 40, 17, 8):
         oracle.no_truncation()
@@ -425,4 +421,3 @@ def test_tokenizers_of_public_models(shared_data: Path, name: str) -> None:
         sequence = one(pool, TextPrompt(text, pair), truncate_prompt_tokens=limit)
         assert sequence.token_ids == oracle.encode(text, pair).ids
         assert types(sequence) == oracle.encode(text, pair).type_ids
-    pool.close()

@@ -41,3 +41,9 @@ PATHS: dict[str, tuple[Dialect, ...]] = {
     path: tuple(dialect for dialect in DIALECTS if path in dialect.paths)
     for path in dict.fromkeys(path for dialect in DIALECTS for path in dialect.paths)
 }
+
+
+def spoken_at(path: str) -> Dialect:
+    """Whose shape a refusal has where no dialect answers: the path's, else that of the paths around it."""
+    around = (dialect for dialect in DIALECTS if path.startswith(dialect.prefixes))
+    return PATHS[path][0] if path in PATHS else next(around, DIALECTS[0])

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
-from assay.dialects.inputs import InputFields
+from assay.dialects.inputs import InputFields, WindowFields, window_fields
 from assay.errors import AssayError
 from assay.sequence import Prediction
 
@@ -18,6 +18,7 @@ class Classification(msgspec.Struct):
     label: str
     probs: list[float]
     num_classes: int
+    window: WindowFields | msgspec.UnsetType = msgspec.UNSET
 
 
 class Usage(msgspec.Struct):
@@ -65,7 +66,7 @@ def render(answer: Answer) -> ClassifyResponse:
 
 
 def _classification(index: int, prediction: Prediction) -> Classification:
-    return Classification(index, prediction.label, prediction.probs, len(prediction.probs))
+    return Classification(index, prediction.label, prediction.probs, len(prediction.probs), window_fields(prediction))
 
 
 def render_error(error: AssayError) -> ErrorResponse:
@@ -81,4 +82,9 @@ DIALECT = Dialect(
     parse=parse,
     render=render,
     render_error=render_error,
+    request=InputFields,
+    response=ClassifyResponse,
+    error=ErrorResponse,
+    summary="Classify texts, pairs, token ids or a conversation (SGLang document, vLLM)",
+    example={"input": ["Loved the new café—coffee was great.", "This update broke everything."]},
 )

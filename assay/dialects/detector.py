@@ -3,8 +3,8 @@
 A detection is a label that the rule of `flagged_labels` in flags.py flags, over the whole text, from 0 to its length
 in code points; a text without one gets an empty list. `detector_params` may move the rule: `threshold`, and
 `safe_labels`, names or indexes, as in TrustyAI's detector. Its own default, that whatever label comes first is safe, is
-not kept: where labels have names, names decide. The header `detector-id` may hold anything, or be absent: there is one
-detector here, the served model. A text that is empty or white space is not scored; there is nothing to detect in it.
+not kept: where labels have names, names decide. The header `detector-id` chooses among the served models; any other
+name, or none, means the default one. A text that is empty or white space is not scored: there is nothing to detect.
 """
 
 from typing import Annotated
@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
-from assay.dialects.flags import FLAG_THRESHOLD, flagged_labels
+from assay.dialects.flags import FLAG_THRESHOLD, check_flags, flagged_labels
 from assay.errors import AssayError, RequestError
 from assay.sequence import Options, Prediction, TextPrompt
 
@@ -52,12 +52,13 @@ def parse(incoming: Incoming) -> Call:
     return Call(
         prompts=[TextPrompt(text) for text in request.contents if text.strip()],
         options=Options(truncate_prompt_tokens=params.truncate_prompt_tokens),
+        model=incoming.headers.get("detector-id"),
+        any_model=True,
         context=(request.contents, params),
     )
 
 
 def render(answer: Answer) -> list[list[Detection]]:
-    """Raises RequestError where the model's scores are no probabilities."""
     contents, params = answer.call.context
     predictions = iter(answer.predictions)
     return [_detections(text, next(predictions), answer.labels, params) if text.strip() else [] for text in contents]
@@ -85,7 +86,14 @@ DIALECT = Dialect(
     name="detector",
     paths=("/api/v1/text/contents",),
     parse=parse,
+    check=check_flags,
     render=render,
     render_error=render_error,
     status=status,
+    request=ContentsRequest,
+    response=list[list[Detection]],
+    error=ErrorResponse,
+    summary="Detections in each text (FMS guardrails, TrustyAI)",
+    example={"contents": ["You broke everything, you fool."], "detector_params": {"threshold": 0.5}},
+    example_labels=("safe", "toxic"),
 )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from assay.config import Activation
 from assay.errors import AssayError, RequestError
 from assay.sequence import Options, Prediction, Prompt
 
@@ -27,7 +28,8 @@ class Incoming:
 class Call:
     """What a request asks of the engine.
 
-    model: None is the served one. request_id: the caller's own, if any.
+    model: the name of a served one; None is the default. any_model: a name that is not served means the default too.
+    request_id: the caller's own, if any.
     context: whatever `render` must know of the request, e.g. whether it asked one text or a list of one.
     """
 
@@ -36,6 +38,19 @@ class Call:
     model: str | None = None
     request_id: str | None = None
     context: Any = None
+    any_model: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a dialect may know of the model before it is asked.
+
+    labels: in the order of `probs`. activation: the one that this call's `probs` will have been through.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    activation: Activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +74,14 @@ class Answer:
 class Dialect:
     """One caller's language: two pure functions, the paths that speak it, and its errors.
 
+    request: the wire type that `parse` decodes. response, error: the types that the renderers give; a union stands for
+        any of its arms. summary: one line. example: a body. The page at /docs is made of these.
+    example_labels: those of a model that can answer `example`.
     keys: where several dialects share a path, the body's top-level keys that mark this one. The first in the table
         whose key is present answers; the path's first dialect where none is.
+    check: raises RequestError for what this model cannot answer, before anything is computed.
     headers: further headers of an answer. status: an error's HTTP status, where the caller expects another than ours.
+    prefixes: of paths that only its callers ask for; those that do not exist are refused in its shape.
     """
 
     name: str
@@ -69,10 +89,18 @@ class Dialect:
     parse: Callable[[Incoming], Call]
     render: Callable[[Answer], Any]
     render_error: Callable[[AssayError], Any]
+    request: Any
+    response: Any
+    error: Any
+    summary: str
+    example: dict[str, Any]
     keys: frozenset[str] = frozenset()
     methods: tuple[str, ...] = ("POST",)
+    check: Callable[[Call, ModelFacts], None] = lambda call, model: None
     headers: Callable[[Answer], dict[str, str]] = lambda answer: {}
     status: Callable[[AssayError], int] = lambda error: error.status
+    prefixes: tuple[str, ...] = ()
+    example_labels: tuple[str, ...] = ("negative", "positive")
 
 
 def choose(dialects: Sequence[Dialect], body: bytes) -> Dialect:

@@ -2,8 +2,9 @@
 
 BLOCKED where the rule of `flagged_labels` in flags.py flags a label of any text, else NONE; texts are not rewritten.
 In the proxy's configuration `additional_provider_specific_params` may hold `threshold`, `safe_labels` (names or
-indexes) and `truncate_prompt_tokens`. Only `texts` are judged: images and tools pass unread. A text that is empty or
-white space is not scored. What cannot be scored is an error, upon which LiteLLM lets nothing through.
+indexes), `truncate_prompt_tokens`, and `model`, one of several that are served; the request's own `model` is the one
+that is guarded. Only `texts` are judged: images and tools pass unread. A text that is empty or white space is not
+scored. What cannot be scored is an error, upon which LiteLLM lets nothing through.
 """
 
 from typing import Annotated, Literal
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
-from assay.dialects.flags import FLAG_THRESHOLD, flagged_labels
+from assay.dialects.flags import FLAG_THRESHOLD, check_flags, flagged_labels
 from assay.errors import AssayError
 from assay.sequence import Options, TextPrompt
 
@@ -20,6 +21,7 @@ class Params(msgspec.Struct):
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = FLAG_THRESHOLD
     safe_labels: list[str | int] = []
     truncate_prompt_tokens: int | None = None
+    model: str | None = None
 
 
 class GuardrailRequest(msgspec.Struct):
@@ -53,13 +55,14 @@ def parse(incoming: Incoming) -> Call:
     return Call(
         prompts=[TextPrompt(texts[index]) for index in places],
         options=Options(truncate_prompt_tokens=params.truncate_prompt_tokens),
+        model=params.model,
         request_id=request.litellm_call_id,
         context=(places, params),
     )
 
 
 def render(answer: Answer) -> GuardrailResponse:
-    """The reason names the highest of the flagged scores. Raises RequestError where scores are no probabilities."""
+    """The reason names the highest of the flagged scores."""
     places, params = answer.call.context
     findings = [
         (score, label, place)
@@ -88,6 +91,13 @@ DIALECT = Dialect(
     name="guardrail",
     paths=("/beta/litellm_basic_guardrail_api",),
     parse=parse,
+    check=check_flags,
     render=render,
     render_error=render_error,
+    request=GuardrailRequest,
+    response=GuardrailResponse,
+    error=ErrorResponse,
+    summary="Whether texts may pass (LiteLLM generic guardrail)",
+    example={"texts": ["You broke everything, you fool."], "input_type": "request"},
+    example_labels=("safe", "toxic"),
 )

@@ -9,7 +9,7 @@ import msgspec
 
 from assay.config import Activation
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
-from assay.errors import AssayError, RequestError
+from assay.errors import AssayError, ContextLengthError, RequestError
 from assay.sequence import Options, Prediction, TextPrompt
 
 
@@ -24,13 +24,15 @@ class Parameters(msgspec.Struct):
     """What a text-classification pipeline takes; what it has beyond these has no effect here.
 
     function_to_apply: None takes the model's own. top_k: None gives every label. truncation: None refuses a text that
-    is too long, unless `max_length` says where to cut.
+    is too long, unless `max_length` says where to cut. candidate_labels: zero-shot classification's, known in order to
+    be refused.
     """
 
     function_to_apply: Activation | None = None
     top_k: int | None = None
     truncation: bool | None = None
     max_length: int | None = None
+    candidate_labels: list[str] | str | None = None
 
 
 class ClassifyRequest(msgspec.Struct):
@@ -69,6 +71,12 @@ def parse(incoming: Incoming, always_lists: bool) -> Call:
     parameters = request.parameters or Parameters()
     if parameters.top_k is not None and parameters.top_k < 1:
         raise RequestError(f"top_k is {parameters.top_k}; it must be at least 1.", param="top_k")
+    if parameters.candidate_labels is not None:
+        raise RequestError(
+            "`candidate_labels` asks for zero-shot classification; this model has labels of its own. Leave it out to "
+            "get their scores.",
+            param="candidate_labels",
+        )
     is_bare = is_one and not always_lists and request.parameters is msgspec.UNSET
     return Call(
         prompts=[_prompt(item) for item in items],
@@ -104,7 +112,9 @@ def _labels(prediction: Prediction, labels: tuple[str, ...]) -> list[Label]:
 
 
 def render_error(error: AssayError) -> ErrorResponse:
-    message = error.message.replace("truncate_prompt_tokens to -1", "`parameters.truncation` to true")
+    message = error.message
+    if isinstance(error, ContextLengthError):
+        message = error.with_advice("Shorten it, or set `parameters.truncation` to true to cut it.")
     return ErrorResponse(message, error.type)
 
 
@@ -115,6 +125,11 @@ HF_INFERENCE = Dialect(
     parse=partial(parse, always_lists=True),
     render=render,
     render_error=render_error,
+    request=ClassifyRequest,
+    response=list[list[Label]],
+    error=ErrorResponse,
+    summary="Every label of each text, high to low (Hugging Face Inference)",
+    example={"inputs": "Loved the new café—coffee was great.", "parameters": {"top_k": 2}},
 )
 
 SEMANTIC_ROUTER = Dialect(
@@ -124,4 +139,9 @@ SEMANTIC_ROUTER = Dialect(
     parse=partial(parse, always_lists=False),
     render=render,
     render_error=render_error,
+    request=ClassifyRequest,
+    response=list[Label] | list[list[Label]],
+    error=ErrorResponse,
+    summary="Every label of a text, high to low (semantic-router)",
+    example={"inputs": "Loved the new café—coffee was great."},
 )

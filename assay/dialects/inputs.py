@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from assay.config import Windowing
 from assay.dialects.dialect import Call
 from assay.errors import RequestError
-from assay.sequence import ChatPrompt, Options, Prompt, TextPrompt, TokenPrompt
+from assay.sequence import ChatPrompt, Options, Prediction, Prompt, TextPrompt, TokenPrompt
 
 
 class PairInput(msgspec.Struct):
@@ -17,6 +18,21 @@ class PairInput(msgspec.Struct):
 
 
 Input = str | PairInput | list[str | int | list[int] | PairInput]
+
+
+class WindowFields(msgspec.Struct):
+    """The window that speaks for an answer: which of `count`, and its characters (code points) in the text."""
+
+    index: int
+    count: int
+    start: int
+    end: int
+
+
+def window_fields(prediction: Prediction) -> WindowFields | msgspec.UnsetType:
+    """Unset where no windows were asked for, so that answers are as their callers know them."""
+    window = prediction.window
+    return WindowFields(window.index, window.count, window.span.start, window.span.end) if window else msgspec.UNSET
 
 
 class OptionFields(msgspec.Struct, kw_only=True):
@@ -33,6 +49,9 @@ class OptionFields(msgspec.Struct, kw_only=True):
     use_activation: bool | None = None
     activation: bool | None = None
     softmax: bool | None = None
+    window: Windowing | None = None
+    window_size: int | None = None
+    window_overlap: int | None = None
 
     def call(self, prompts: list[Prompt], context: Any = None) -> Call:
         """These prompts, with the options that the fields ask for."""
@@ -44,6 +63,9 @@ class OptionFields(msgspec.Struct, kw_only=True):
                 add_special_tokens=self.add_special_tokens,
                 activation="none" if self._wants_raw() else None,
                 priority=self.priority or 0,
+                window=self.window,
+                window_size=self.window_size,
+                window_overlap=self.window_overlap,
             ),
             model=self.model or None,
             request_id=self.request_id or (self.rid if isinstance(self.rid, str) else None) or None,

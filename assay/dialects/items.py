@@ -81,4 +81,9 @@ DIALECT = Dialect(
     parse=parse,
     render=render,
     render_error=render_error,
+    request=ItemsRequest,
+    response=ItemsResponse,
+    error=ErrorResponse,
+    summary="A query joined with each item, scored by every label (SGLang)",
+    example={"query": "Where is coffee good? ", "items": ["The new café is great.", "The update broke everything."]},
 )

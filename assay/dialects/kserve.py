@@ -3,7 +3,8 @@
 A V1 prediction is an object of label index → score, as KServe's own Hugging Face runtime with --return_probabilities;
 GET /model_info has the names. V2 reads one BYTES tensor of texts, [n] or [n, 1], or of pairs, [n, 2], and gives `label`
 (BYTES [n]), `probs` and `logits` (FP32 [n, labels], row by row), all of them or those that `outputs` names.
-Source: kserve/open-inference-protocol, inference_rest.md. Versions, `parameters` and binary tensors are not read.
+Each model has one version, "1", which paths may name or leave out. `parameters` and binary tensors are not read.
+Source: kserve/open-inference-protocol, inference_rest.md. What GET answers is here too; server/kserve.py serves it.
 """
 
 from math import prod
@@ -12,8 +13,10 @@ from typing import Any, Literal
 import msgspec
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
-from assay.errors import AssayError, RequestError
+from assay.errors import AssayError, ModelNotFoundError, RequestError
 from assay.sequence import Options, TextPrompt
+
+VERSION = "1"
 
 
 class Pair(msgspec.Struct):
@@ -68,6 +71,58 @@ class ErrorResponse(msgspec.Struct):
     error: str
 
 
+class ServerMetadata(msgspec.Struct):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(msgspec.Struct):
+    live: bool
+
+
+class Ready(msgspec.Struct):
+    """The protocol's text calls it `live` here too; KServe's own server and client say `ready`."""
+
+    ready: bool
+
+
+class ModelReady(msgspec.Struct):
+    name: str
+    ready: bool
+
+
+class MetadataTensor(msgspec.Struct):
+    """shape: -1 is as many as the request has."""
+
+    name: str
+    datatype: Literal["BYTES", "FP32"]
+    shape: list[int]
+
+
+class ModelMetadata(msgspec.Struct):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[MetadataTensor]
+    outputs: list[MetadataTensor]
+
+
+def model_metadata(name: str, num_labels: int) -> ModelMetadata:
+    """What `parse_infer` reads and `render_infer` writes. Texts are [n] here; pairs, [n, 2], are read as well."""
+    outputs = [
+        MetadataTensor("label", "BYTES", [-1]),
+        MetadataTensor("probs", "FP32", [-1, num_labels]),
+        MetadataTensor("logits", "FP32", [-1, num_labels]),
+    ]
+    return ModelMetadata(name, [VERSION], "assay_pytorch", [MetadataTensor("text", "BYTES", [-1])], outputs)
+
+
+def check_version(version: str | None) -> None:
+    if version not in (None, VERSION):
+        raise ModelNotFoundError(f"The model has no version `{version}`; it has `{VERSION}`.", param="version")
+
+
 def parse_predict(incoming: Incoming) -> Call:
     request = decode(incoming.body, PredictRequest)
     if request.instances is not None and request.inputs is not None:
@@ -93,6 +148,7 @@ def render_predict(answer: Answer) -> PredictResponse:
 
 
 def parse_infer(incoming: Incoming) -> Call:
+    check_version(incoming.path.get("version"))
     request = decode(incoming.body, InferRequest)
     if len(request.inputs) != 1:
         raise RequestError(f"There are {len(request.inputs)} input tensors; send one, of texts.", param="inputs")
@@ -140,12 +196,27 @@ PREDICT = Dialect(
     parse=parse_predict,
     render=render_predict,
     render_error=render_error,
+    request=PredictRequest,
+    response=PredictResponse,
+    error=ErrorResponse,
+    summary="A score for each label index of each text (KServe V1)",
+    example={"instances": ["Loved the new café—coffee was great."]},
 )
 
 INFER = Dialect(
     name="kserve_infer",
-    paths=("/v2/models/{model:path}/infer",),
+    paths=("/v2/models/{model:path}/versions/{version}/infer", "/v2/models/{model:path}/infer"),
+    prefixes=("/v2/models/", "/v2/health/"),
     parse=parse_infer,
     render=render_infer,
     render_error=render_error,
+    request=InferRequest,
+    response=InferResponse,
+    error=ErrorResponse,
+    summary="Labels, probabilities and logits as tensors (KServe V2, Open Inference Protocol)",
+    example={
+        "inputs": [
+            {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["Loved the new café—coffee was great."]}
+        ]
+    },
 )

@@ -2,7 +2,8 @@
 
 The rule of `flagged_labels` in flags.py, with its usual threshold: a category is true where its label is not a safe
 one and its probability is 0.5 or more; a result is flagged where any category is. A safe label is listed with its score
-and is never true. `model` may be any name: callers send OpenAI's, and the served model answers. Images are refused.
+and is never true. `model` chooses among the served models; any other name, as OpenAI's that callers send, means the
+default one. Images are refused.
 """
 
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
-from assay.dialects.flags import flagged_labels
+from assay.dialects.flags import check_flags, flagged_labels
 from assay.errors import AssayError, RequestError
 from assay.sequence import Options, Prediction, TextPrompt
 
@@ -20,7 +21,7 @@ class TextPart(msgspec.Struct, tag_field="type", tag="text"):
 
 
 class ImagePart(msgspec.Struct, tag_field="type", tag="image_url"):
-    image_url: msgspec.Raw = msgspec.Raw(b"null")
+    """Known in order to be refused by name; its picture is not read."""
 
 
 class ModerationRequest(msgspec.Struct):
@@ -55,7 +56,8 @@ class ErrorResponse(msgspec.Struct):
 
 
 def parse(incoming: Incoming) -> Call:
-    value = decode(incoming.body, ModerationRequest).input
+    request = decode(incoming.body, ModerationRequest)
+    value = request.input
     items = [value] if isinstance(value, str) else value
     if not items:
         raise RequestError("`input` is an empty list; send at least one text.", param="input")
@@ -67,11 +69,10 @@ def parse(incoming: Incoming) -> Call:
     for text in texts:
         if not text.strip():
             raise RequestError("Input cannot be empty or whitespace only", param="input")
-    return Call(prompts=[TextPrompt(text) for text in texts], options=Options())
+    return Call([TextPrompt(text) for text in texts], Options(), model=request.model, any_model=True)
 
 
 def render(answer: Answer) -> ModerationResponse:
-    """Raises RequestError where the model's scores are no probabilities."""
     return ModerationResponse(
         id=f"modr-{answer.request_id}",
         model=answer.model,
@@ -98,6 +99,13 @@ DIALECT = Dialect(
     name="moderation",
     paths=("/v1/moderations",),
     parse=parse,
+    check=check_flags,
     render=render,
     render_error=render_error,
+    request=ModerationRequest,
+    response=ModerationResponse,
+    error=ErrorResponse,
+    summary="Labels as categories, flagged or not (OpenAI moderations)",
+    example={"input": "You broke everything, you fool."},
+    example_labels=("safe", "toxic"),
 )

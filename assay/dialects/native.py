@@ -105,6 +105,11 @@ DIALECT = Dialect(
     parse=parse,
     render=render,
     render_error=render_error,
+    request=NativeRequest,
+    response=NativeItem | list[NativeItem],
+    error=NativeError,
+    summary="Raw logits of texts or token ids (SGLang native, verl)",
+    example={"text": "Loved the new café—coffee was great."},
 )
 
 
@@ -175,4 +180,9 @@ EMBEDDINGS = Dialect(
     parse=parse_embeddings,
     render=render_embeddings,
     render_error=render_embeddings_error,
+    request=EmbeddingsRequest,
+    response=EmbeddingsResponse,
+    error=EmbeddingsError,
+    summary="Raw logits as embeddings (SGLang reward mode)",
+    example={"input": "Loved the new café—coffee was great."},
 )

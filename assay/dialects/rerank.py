@@ -1,12 +1,12 @@
 """POST /rerank with `documents`, as vLLM, Cohere and Jina have it: documents sorted by their relevance to a query.
 
-Knows nothing of the model but, once it has answered, its labels.
+Knows nothing of the model but how many labels it has.
 """
 
 import msgspec
 
-from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
-from assay.dialects.inputs import OptionFields, pair_prompt
+from assay.dialects.dialect import Answer, Call, Dialect, Incoming, ModelFacts, decode
+from assay.dialects.inputs import OptionFields, WindowFields, pair_prompt, window_fields
 from assay.errors import AssayError, RequestError
 
 
@@ -27,6 +27,7 @@ class RerankResult(msgspec.Struct, kw_only=True):
     index: int
     document: Document | msgspec.UnsetType = msgspec.UNSET
     relevance_score: float
+    window: WindowFields | msgspec.UnsetType = msgspec.UNSET
 
 
 class Usage(msgspec.Struct):
@@ -68,12 +69,15 @@ def _texts(request: RerankRequest) -> list[str]:
     return [document if isinstance(document, str) else document.text for document in documents]
 
 
-def render(answer: Answer) -> RerankResponse:
-    if len(answer.labels) > 1:
+def check(call: Call, model: ModelFacts) -> None:
+    if len(model.labels) > 1:
         raise RequestError(
-            f"The model `{answer.model}` has {len(answer.labels)} labels; a relevance score needs a model with one. "
+            f"The model `{model.name}` has {len(model.labels)} labels; a relevance score needs a model with one. "
             "/v1/classify gives the probability of each label."
         )
+
+
+def render(answer: Answer) -> RerankResponse:
     request: RerankRequest = answer.call.context
     scores = [prediction.probs[0] for prediction in answer.predictions]
     ranked = sorted(range(len(scores)), key=lambda index: -scores[index])[: request.top_n or None]
@@ -84,7 +88,13 @@ def render(answer: Answer) -> RerankResponse:
         model=answer.model,
         usage=Usage(tokens, tokens),
         results=[
-            RerankResult(index=i, document=documents.get(i, msgspec.UNSET), relevance_score=scores[i]) for i in ranked
+            RerankResult(
+                index=i,
+                document=documents.get(i, msgspec.UNSET),
+                relevance_score=scores[i],
+                window=window_fields(answer.predictions[i]),
+            )
+            for i in ranked
         ],
     )
 
@@ -98,6 +108,13 @@ DIALECT = Dialect(
     paths=("/rerank", "/v1/rerank", "/v2/rerank", "/invocations"),
     keys=frozenset({"documents"}),
     parse=parse,
+    check=check,
     render=render,
     render_error=render_error,
+    request=RerankRequest,
+    response=RerankResponse,
+    error=ErrorResponse,
+    summary="Documents by their relevance to a query (vLLM, Cohere, Jina)",
+    example={"query": "Where is coffee good?", "documents": ["The new café is great.", "The update broke everything."]},
+    example_labels=("relevance",),
 )

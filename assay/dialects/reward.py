@@ -1,15 +1,16 @@
 """OpenRLHF's reward server: POST /get_reward, one raw scalar for each finished conversation in `query`.
 
 `query` holds prompt and response as the trainer's template and tokenizer wrote them, so nothing is added to it. What is
-longer than the model reads is refused, unless the server was started to truncate. Knows nothing of the model but, once
-it has answered, that it has one label: a model with more of them gives no single reward.
+longer than the model reads is refused, unless the server was started to truncate. Of several models the trainer's URL
+names one, http://host:port/v1/models/NAME/get_reward. Knows nothing of the model but that it has one label: one with
+more of them gives no single reward.
 """
 
 from typing import Any
 
 import msgspec
 
-from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
+from assay.dialects.dialect import Answer, Call, Dialect, Incoming, ModelFacts, decode
 from assay.errors import AssayError, RequestError
 from assay.sequence import Options, TextPrompt
 
@@ -46,16 +47,19 @@ def parse(incoming: Incoming) -> Call:
     return Call(
         prompts=[TextPrompt(text) for text in texts],
         options=Options(add_special_tokens=False, activation="none"),
+        model=incoming.path.get("model"),
     )
 
 
-def render(answer: Answer) -> RewardResponse:
-    """Raises RequestError where the model has more than one label."""
-    if answer.predictions and len(answer.labels) != 1:
+def check(call: Call, model: ModelFacts) -> None:
+    if call.prompts and len(model.labels) != 1:
         raise RequestError(
-            f"The model is not a reward model: it has {len(answer.labels)} labels, and a reward is one number. "
+            f"The model is not a reward model: it has {len(model.labels)} labels, and a reward is one number. "
             "POST /v1/classify."
         )
+
+
+def render(answer: Answer) -> RewardResponse:
     rewards = [prediction.logits[0] for prediction in answer.predictions]
     return RewardResponse(rewards=rewards, scores=rewards, extra_logs={})
 
@@ -66,8 +70,15 @@ def render_error(error: AssayError) -> ErrorResponse:
 
 DIALECT = Dialect(
     name="reward",
-    paths=("/get_reward",),
+    paths=("/get_reward", "/v1/models/{model:path}/get_reward"),
     parse=parse,
+    check=check,
     render=render,
     render_error=render_error,
+    request=RewardRequest,
+    response=RewardResponse,
+    error=ErrorResponse,
+    summary="One raw reward for each finished conversation (OpenRLHF)",
+    example={"query": ["Is the coffee good? Yes, it is great."]},
+    example_labels=("reward",),
 )

@@ -1,13 +1,13 @@
 """Scores of pairs and of prompts: vLLM's /score and /pooling.
 
-Knows nothing of the model but, once it has answered, its labels.
+Knows nothing of the model but how many labels it has.
 """
 
 from typing import Literal
 
 import msgspec
 
-from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
+from assay.dialects.dialect import Answer, Call, Dialect, Incoming, ModelFacts, decode
 from assay.dialects.inputs import InputFields, OptionFields, pair_prompt
 from assay.errors import AssayError, RequestError
 from assay.sequence import Prompt, TextPrompt
@@ -95,12 +95,15 @@ def _pairs(first: Texts, second: Texts, first_name: str, second_name: str) -> li
     return [TextPrompt(query.text, document) for query, document in zip(queries, right, strict=True)]
 
 
-def render_score(answer: Answer) -> ScoreResponse:
-    if len(answer.labels) > 1:
+def check_score(call: Call, model: ModelFacts) -> None:
+    if len(model.labels) > 1:
         raise RequestError(
-            f"The model `{answer.model}` has {len(answer.labels)} labels; a score needs a model with one. "
+            f"The model `{model.name}` has {len(model.labels)} labels; a score needs a model with one. "
             "/v1/classify gives the probability of each label."
         )
+
+
+def render_score(answer: Answer) -> ScoreResponse:
     return ScoreResponse(
         id=f"score-{answer.request_id}",
         object="list",
@@ -125,8 +128,15 @@ SCORE = Dialect(
     paths=("/v1/score", "/score", "/invocations"),
     keys=frozenset(name for pair in _SPELLINGS for name in pair) - {"items", "documents"},
     parse=parse_score,
+    check=check_score,
     render=render_score,
     render_error=render_error,
+    request=ScoreRequest,
+    response=ScoreResponse,
+    error=ErrorResponse,
+    summary="Scores of pairs, by a model with one label (vLLM)",
+    example={"text_1": "Where is coffee good?", "text_2": ["The new café is great.", "The update broke everything."]},
+    example_labels=("relevance",),
 )
 
 
@@ -174,5 +184,14 @@ def render_pooling(answer: Answer) -> PoolingResponse:
 
 
 POOLING = Dialect(
-    name="pooling", paths=("/pooling",), parse=parse_pooling, render=render_pooling, render_error=render_error
+    name="pooling",
+    paths=("/pooling",),
+    parse=parse_pooling,
+    render=render_pooling,
+    render_error=render_error,
+    request=PoolingRequest,
+    response=PoolingResponse,
+    error=ErrorResponse,
+    summary="Probabilities of each prompt, as pooled data (vLLM)",
+    example={"input": "Loved the new café—coffee was great."},
 )

@@ -1,6 +1,6 @@
 """Text Embeddings Inference: POST /predict, POST /rerank with `texts`, and the body of GET /info.
 
-`["a", "b"]` is one pair here. Knows nothing of the model but, once it has answered, its labels.
+`["a", "b"]` is one pair here. Knows nothing of the model but its labels.
 """
 
 from statistics import fmean
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from assay import __version__
-from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
+from assay.dialects.dialect import Answer, Call, Dialect, Incoming, ModelFacts, decode
 from assay.errors import (
     AssayError,
     ContextLengthError,
@@ -158,13 +158,15 @@ def _labels(prediction: Prediction, labels: tuple[str, ...]) -> list[Label]:
     return sorted(row, key=lambda item: item.score, reverse=True)
 
 
-def render_rerank(answer: Answer) -> list[Rank]:
-    """Raises RequestError where the model has no single score to rank by."""
-    if len(answer.labels) != 1:
+def check_rerank(call: Call, model: ModelFacts) -> None:
+    if len(model.labels) != 1:
         raise RequestError(
-            f"The model is not a reranker: it has {len(answer.labels)} labels, and ranking needs one. POST /predict.",
+            f"The model is not a reranker: it has {len(model.labels)} labels, and ranking needs one. POST /predict.",
             param=_MODEL,
         )
+
+
+def render_rerank(answer: Answer) -> list[Rank]:
     texts = answer.call.context
     ranks = [
         Rank(index=index, text=texts[index] if texts else msgspec.UNSET, score=prediction.probs[0])
@@ -201,7 +203,9 @@ def _refusal(error: AssayError) -> _Refusal:
 
 
 def render_error(error: AssayError) -> ErrorResponse:
-    message = error.message.replace("truncate_prompt_tokens to -1", "`truncate` to true")
+    message = error.message
+    if isinstance(error, ContextLengthError):
+        message = error.with_advice("Shorten it, or set `truncate` to true to cut it.")
     return ErrorResponse(message, _refusal(error).error_type)
 
 
@@ -218,6 +222,11 @@ PREDICT = Dialect(
     render_error=render_error,
     headers=headers,
     status=status,
+    request=PredictRequest,
+    response=list[Label] | list[list[Label]],
+    error=ErrorResponse,
+    summary="Every label of a text or a pair, high to low (Text Embeddings Inference)",
+    example={"inputs": "Loved the new café—coffee was great."},
 )
 
 RERANK = Dialect(
@@ -225,8 +234,15 @@ RERANK = Dialect(
     paths=("/rerank", "/invocations"),
     keys=frozenset({"texts"}),
     parse=parse_rerank,
+    check=check_rerank,
     render=render_rerank,
     render_error=render_error,
     headers=headers,
     status=status,
+    request=RerankRequest,
+    response=list[Rank],
+    error=ErrorResponse,
+    summary="Texts by their relevance to a query (Text Embeddings Inference)",
+    example={"query": "Where is coffee good?", "texts": ["The new café is great.", "The update broke everything."]},
+    example_labels=("relevance",),
 )

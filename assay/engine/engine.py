@@ -1,71 +1,76 @@
-"""From prompts to predictions: admission, tokenizing, queue, runner thread, futures, drain. Knows nothing of HTTP.
+"""From prompts to predictions: admission, tokenizing, queue, worker, futures, drain. Knows nothing of HTTP.
 
-A request's life: `classify` counts it in → TokenizerPool → Scheduler → Batch → ModelRunner, on a thread of its own →
+A request's life: `classify` → Admission → PromptEncoder → Scheduler → Batch → ModelRunner, on the worker's thread →
 `_deliver`, back on the event loop → predictions. Every sequence ends in a prediction or an error.
 """
 
 import asyncio
 import logging
-import threading
+import math
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
-from typing import Self
+from typing import Self, TypeVar
 
 from assay.config import EngineConfig
-from assay.engine.runner import Batch, ModelRunner, form
+from assay.engine.admission import Admission
+from assay.engine.runner import Batch, ModelRunner
 from assay.engine.scheduler import Scheduler
-from assay.engine.tokenizer import TokenizerPool, answer_token_ids, load_tokenizer
-from assay.errors import (
-    AssayError,
-    ConfigError,
-    InternalError,
-    QueueFullError,
-    RequestError,
-    TooLargeError,
-    UnavailableError,
-)
+from assay.engine.threads import Threads
+from assay.engine.tokenizer import PromptEncoder, answer_token_ids, load_tokenizer
+from assay.engine.windows import Combination, combined
+from assay.engine.worker import Worker
+from assay.errors import AssayError, ConfigError, DeadlineError, InternalError, RequestError, UnavailableError
 from assay.metrics import Metrics, ModelMetrics
 from assay.model.registry import LoadedModel, load_model
 from assay.model.weights import logit_score_ids, resolve
 from assay.sequence import Options, Prediction, Prompt, Sequence, TextPrompt, TokenPrompt
 
+Result = TypeVar("Result")
+
 _log = logging.getLogger("assay.engine")
-_SHUTTING_DOWN = "The engine is shutting down."
 _CHARACTERS_PER_TOKEN = 4  # stands for a text's tokens until they are counted
 
 
 class Engine:
-    """One model, scored by one runner thread. Made by `load`, used from one event loop after `start`.
+    """One model, scored by one worker. Made by `load`, used from one event loop after `start`.
 
-    max_model_len: the longest sequence in tokens. failure: what killed the runner thread, if anything did.
+    max_model_len: the longest sequence in tokens. failure: what ended the engine, if anything did.
     """
 
     def __init__(
-        self, config: EngineConfig, model: LoadedModel, pool: TokenizerPool, max_model_len: int, metrics: ModelMetrics
+        self,
+        config: EngineConfig,
+        model: LoadedModel,
+        encoder: PromptEncoder,
+        max_model_len: int,
+        metrics: ModelMetrics,
     ) -> None:
         self.config = config
         self.model = model
         self.max_model_len = max_model_len
         self.failure: BaseException | None = None
         self._metrics = metrics
-        self._pool = pool
-        self._runner = ModelRunner(model)
+        self._encoder = encoder
+        self._threads = Threads(
+            config.tokenizer_threads, "assay-tokenizer", config.tokenizer_timeout, on_lost=self._tokenizers_lost
+        )
         self._scheduler = Scheduler(config.max_batch_tokens)
+        self._admission = Admission(config.max_queue_tokens, config.when_full, lambda: self._scheduler.num_tokens)
+        self._worker = Worker(
+            ModelRunner(model),
+            self._scheduler,
+            on_taken=lambda: self._on_loop(self._taken),
+            on_answers=lambda batch, answers: self._on_loop(self._deliver, batch, answers),
+            on_death=lambda error: self._on_loop(self._die, error),
+        )
         self._waiters: dict[Sequence, _Waiter] = {}
-        self._tokenizing = 0  # tokens, as estimated, of prompts that are being tokenized
         self._active = 0  # classify calls that have been accepted and not answered
         self._idle = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
-        # Guards the scheduler and the three fields below: the loop and the runner thread both take batches.
-        self._wake = threading.Condition()
-        self._prefetched: Batch | None = None
-        self._running = False
-        self._stopped = False
-        self._thread = threading.Thread(target=self._work, name="assay-runner", daemon=True)
-        metrics.queue_tokens.set_function(lambda: self._scheduler.num_tokens + self._tokenizing)
+        metrics.queue_tokens.set_function(lambda: self._scheduler.num_tokens + self._admission.tokenizing)
         metrics.queue_sequences.set_function(lambda: self._scheduler.num_sequences)
 
     @classmethod
@@ -79,22 +84,21 @@ class Engine:
             folder, config.dtype, config.device, config.activation, adapter, config.allow_pickle, answer_ids
         )
         max_model_len = _max_model_len(config.max_model_len, text_tokenizer.model_max_length, model.max_positions)
-        pool = TokenizerPool(
+        encoder = PromptEncoder(
             text_tokenizer,
             model.vocab_size,
             max_model_len,
-            config.tokenizer_threads,
             model.type_vocab_size,
             pairs_need_template=answer_ids is not None,
         )
-        engine = cls(config, model, pool, max_model_len, (metrics or Metrics()).of(config.served_name))
-        engine._runner.warm_up()
+        engine = cls(config, model, encoder, max_model_len, (metrics or Metrics()).of(config.served_name))
+        engine._worker.runner.warm_up()
         return engine
 
     def start(self) -> None:
         """Begin to take work, on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self._worker.start()
 
     @property
     def available(self) -> bool:
@@ -102,37 +106,80 @@ class Engine:
         return self.failure is None and not self._draining
 
     async def classify(
-        self, prompts: Seq[Prompt], options: Options | None = None, first_index: int = 0
+        self,
+        prompts: Seq[Prompt],
+        options: Options | None = None,
+        first_index: int = 0,
+        deadline: float = math.inf,
     ) -> list[Prediction]:
         """Score prompts; one prediction each, in order.
 
-        Raises RequestError for what cannot be scored, QueueFullError when too much waits, UnavailableError when the
-        engine drains or is dead. When the caller is cancelled, what is not yet on the device is dropped.
+        first_index: what messages call the first prompt. deadline: when to give up, on the monotonic clock.
+        Raises RequestError for what cannot be scored, QueueFullError when too much waits, DeadlineError past the
+        deadline, UnavailableError when the engine drains or is dead. When the caller is cancelled or too late, what is
+        not yet on the device is dropped.
         """
-        if self.failure is not None:
-            raise UnavailableError("The engine has failed and takes no more requests; see the server's log.")
+        self._check_available()
         if self._draining:
             raise UnavailableError("The server is draining and takes no new requests.")
         self._active += 1
         try:
-            sequences = await self._tokenize(prompts, self._with_defaults(options or Options()), first_index)
-            return await self._score(sequences) if sequences else []
+            async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+                return await self._classify(prompts, self._with_defaults(options or Options()), first_index, deadline)
+        except TimeoutError:
+            raise DeadlineError("The request was not answered within its time limit.") from None
         finally:
             self._active -= 1
             if not self._active:
                 self._idle.set()
 
+    async def _classify(
+        self, prompts: Seq[Prompt], options: Options, first_index: int, deadline: float
+    ) -> list[Prediction]:
+        combination = self._combination(options)
+        sequences = await self._tokenize(prompts, options, first_index)
+        for sequence in sequences:
+            sequence.deadline = deadline
+        predictions = await self._score(sequences) if sequences else []
+        return combined(sequences, predictions, combination) if combination else predictions
+
+    def _check_available(self) -> None:
+        if self.failure is not None:
+            raise UnavailableError("The engine has failed and takes no more requests; see the server's log.")
+
     def _with_defaults(self, options: Options) -> Options:
         """The operator's word where the request has none."""
         if options.activation == "softmax" and len(self.model.labels) == 1:
             raise RequestError("A softmax over this model's one label is 1 for every text; leave it out.")
-        if options.truncate_prompt_tokens is not None or self.config.truncate_prompt_tokens is None:
+        if self.config.priority_order == "lower-first" and options.priority:
+            options = replace(options, priority=-options.priority)
+        if options.windowed or options.truncate_prompt_tokens is not None:
             return options
-        return replace(options, truncate_prompt_tokens=self.config.truncate_prompt_tokens)
+        return replace(
+            options,
+            truncate_prompt_tokens=self.config.truncate_prompt_tokens,
+            window=options.window or self.config.window,
+        )
+
+    def _combination(self, options: Options) -> Combination | None:
+        """How windows become one prediction; None where there are none."""
+        if not options.windowed:
+            return None
+        activation = options.activation or self.model.activation
+        return Combination(options.window or "none", self.model.labels, activation, self.model.activation)
+
+    async def with_tokenizer(self, call: Callable[[PromptEncoder], Result], num_tokens: int) -> Result:
+        """`call` in one of the tokenizer's threads, admitted as so many tokens to score. Raises as `classify` does."""
+        self._check_available()
+        await self._admission.enter(num_tokens)
+        try:
+            return await self._threads.run(call, self._encoder)
+        finally:
+            self._admission.leave(num_tokens)
 
     def load_now(self) -> tuple[int, int, int]:
         """Requests accepted and not answered, sequences that wait for the device, and their tokens."""
-        return self._active, self._scheduler.num_sequences, self._scheduler.num_tokens + self._tokenizing
+        return self._active, self._scheduler.num_sequences, self._scheduler.num_tokens + self._admission.tokenizing
 
     def refuse(self) -> None:
         """Take no new work from now on."""
@@ -148,13 +195,10 @@ class Engine:
     def close(self) -> None:
         """Stop the threads. Whatever still waits is told so; drain first to leave nobody waiting."""
         self._draining = True
-        with self._wake:
-            self._stopped = True
-            self._wake.notify()
-        if self._thread.is_alive():
-            self._thread.join()
-        self._pool.close()
-        self._on_loop(self._fail_all, UnavailableError(_SHUTTING_DOWN))
+        shutting_down = UnavailableError("The engine is shutting down.")
+        self._worker.close()
+        self._threads.close(shutting_down)
+        self._on_loop(self._fail_all, shutting_down)
 
     def _on_loop(self, call: Callable[..., None], *args: object) -> None:
         """Futures belong to the loop; `close` may come from any thread, and after the loop has gone."""
@@ -163,48 +207,37 @@ class Engine:
             loop.call_soon_threadsafe(call, *args)
 
     async def _tokenize(self, prompts: Seq[Prompt], options: Options, first_index: int) -> list[Sequence]:
+        """Sequences that have their room in the queue until `_score` puts them there."""
         started = time.monotonic()
-        estimate = sum(min(_estimate(prompt), self.max_model_len) for prompt in prompts)
-        self._check_room(estimate)
-        self._tokenizing += estimate
+        longest = self.config.max_queue_tokens + 1 if options.windowed else self.max_model_len
+        estimate = sum(min(_estimate(prompt), longest) for prompt in prompts)
+        await self._admission.enter(estimate)
+        admitted = time.monotonic()
         try:
-            sequences = await self._pool.encode(prompts, options, first_index)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._stopped and not (task and task.cancelling()):  # by `close`, not by the caller
-                raise UnavailableError(_SHUTTING_DOWN) from None
-            raise
+            sequences = await self._threads.run(self._encoder.encode, prompts, options, first_index)
         finally:
-            self._tokenizing -= estimate
-        self._check_room(sum(sequence.num_tokens for sequence in sequences))
+            self._admission.leave(estimate)
         now = time.monotonic()
         for sequence in sequences:
             sequence.arrival = now
-            sequence.timings.tokenize = now - started
+            sequence.timings.tokenize = now - admitted
+            sequence.timings.queue = admitted - started
             sequence.activation = options.activation or self.model.activation
         return sequences
 
-    def _check_room(self, num_tokens: int) -> None:
-        """Admission: refuse rather than queue without end."""
-        limit = self.config.max_queue_tokens
-        if num_tokens > limit:
-            raise TooLargeError(
-                f"The request has about {num_tokens} tokens, more than the whole queue holds ({limit}); split it."
-            )
-        if self._scheduler.num_tokens + self._tokenizing + num_tokens > limit:
-            raise QueueFullError(f"The queue is full ({limit} tokens wait); try again later.")
-
     async def _score(self, sequences: list[Sequence]) -> list[Prediction]:
-        if self.failure is not None:  # it died while the prompts were tokenized
-            raise UnavailableError("The engine has failed and takes no more requests; see the server's log.")
-        if self._stopped:
-            raise UnavailableError(_SHUTTING_DOWN)
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), len(sequences))
-        self._waiters.update((sequence, waiter) for sequence in sequences)
-        with self._wake:
-            self._scheduler.add(sequences)
-            self._wake.notify()
-        self._prefetch()
+        num_tokens = sum(sequence.num_tokens for sequence in sequences)
+        await self._admission.enter(num_tokens, at_front=True)
+        try:
+            self._check_available()  # it may have died while the prompts were tokenized
+            if self._worker.stopped:
+                raise UnavailableError("The engine is shutting down.")
+            waiter = _Waiter(asyncio.get_running_loop().create_future(), len(sequences))
+            self._waiters.update((sequence, waiter) for sequence in sequences)
+            self._worker.add(sequences)
+        finally:
+            self._admission.leave(num_tokens)
+        self._worker.prefetch()
         try:
             return await waiter.future
         finally:
@@ -212,55 +245,15 @@ class Engine:
                 self._forget(sequences)
 
     def _forget(self, sequences: Iterable[Sequence]) -> None:
-        with self._wake:
-            self._scheduler.cancel(sequences)
+        self._worker.cancel(sequences)
         for sequence in sequences:
             self._waiters.pop(sequence, None)
+        self._admission.wake()
 
-    def _prefetch(self) -> None:
-        """On the loop: while one batch runs, form the next once it is full. A partial one stays open to newcomers."""
-        with self._wake:
-            full = self._scheduler.num_tokens >= self.config.max_batch_tokens
-            if not (self._running and full and self._prefetched is None):
-                return
-            sequences = self._scheduler.next_batch()
-        try:
-            batch = form(sequences)
-        except Exception as error:  # an edge: these sequences have left the queue, so nobody else would tell them
-            self._die(error)
-            return
-        with self._wake:
-            self._prefetched = batch
-            self._wake.notify()
-
-    def _work(self) -> None:
-        """The runner thread: take, run, hand back, until stopped. Anything that escapes a batch ends the engine."""
-        try:
-            while (batch := self._take()) is not None:
-                answers = self._runner.run(batch)
-                self._on_loop(self._deliver, batch, answers)
-        except BaseException as error:  # an edge: whoever waits is told
-            _log.critical("The runner thread failed.", exc_info=error)
-            self._on_loop(self._die, error)
-
-    def _take(self) -> Batch | None:
-        """On the runner thread: the prefetched batch, or what waits; sleeps while there is nothing; None to stop."""
-        with self._wake:
-            self._running = False
-            while not self._stopped:
-                if self._prefetched is not None:
-                    batch, self._prefetched = self._prefetched, None
-                    self._running = True
-                    self._on_loop(self._prefetch)
-                    return batch
-                if sequences := self._scheduler.next_batch():
-                    self._running = True
-                    self._on_loop(self._prefetch)
-                    break
-                self._wake.wait()
-            else:
-                return None
-        return form(sequences)
+    def _taken(self) -> None:
+        """On the loop: a batch has left the queue."""
+        self._worker.prefetch()
+        self._admission.wake()
 
     def _deliver(self, batch: Batch, answers: list[Prediction | AssayError]) -> None:
         """On the loop: hand each answer to its waiter."""
@@ -279,6 +272,10 @@ class Engine:
         for sequence in batch.sequences:
             metrics.observe_stages(sequence.timings)
 
+    def _tokenizers_lost(self) -> None:
+        _log.critical("Too many tokenizer threads hang; the engine takes no more requests.")
+        self._die(InternalError("Its tokenizer hangs."))
+
     def _die(self, error: BaseException) -> None:
         self.failure = error
         self._fail_all(InternalError("The engine failed while this request was running; see the server's log."))
@@ -288,6 +285,7 @@ class Engine:
         self._waiters.clear()
         for waiter in waiters:
             waiter.fail(error)
+        self._admission.dismiss(error)
 
 
 class _Waiter:

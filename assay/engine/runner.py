@@ -37,6 +37,16 @@ class ModelRunner:
         """One small forward, so that the first caller does not pay for the first touch of weights and kernels."""
         self.run(form([Sequence([0] * length) for length in (1, min(8, self.model.max_positions))]))
 
+    def recover(self, error: Exception) -> bool:
+        """After `run` failed: whether memory ran out, and a smaller batch may do. Raises where nothing works now."""
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            return True
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # torch has no class for a CPU's
+            return True
+        self.warm_up()
+        return False
+
     def run(self, batch: Batch) -> list[Prediction | AssayError]:
         """One answer for each sequence, in the batch's order; an error where the model's logits are not finite."""
         started = time.monotonic()
@@ -50,7 +60,7 @@ class ModelRunner:
         seconds = time.monotonic() - started
         answers: list[Prediction | AssayError] = []
         for i, sequence in enumerate(batch.sequences):
-            sequence.timings.queue = started - sequence.arrival
+            sequence.timings.queue += started - sequence.arrival
             sequence.timings.inference = seconds
             if not finite[i]:
                 answers.append(

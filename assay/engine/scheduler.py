@@ -46,13 +46,18 @@ class Scheduler:
             if sequence.queued:
                 self._leave(sequence)
 
-    def next_batch(self) -> list[Sequence]:
-        """The next batch within the token budget, or [] when nothing waits."""
+    def next_batch(self, now: float = 0.0) -> list[Sequence]:
+        """The next batch within the token budget, or [] when nothing waits.
+
+        now: in seconds on the monotonic clock; what has a deadline before it is dropped, for its caller has the error.
+        """
         batch: list[Sequence] = []
         room = self.max_batch_tokens
         while self._heap:
             sequence = self._heap[0][-1]
-            if not sequence.cancelled:
+            if not sequence.cancelled and sequence.deadline <= now:
+                self._leave(sequence)
+            elif not sequence.cancelled:
                 if batch and sequence.num_tokens > room:
                     break
                 batch.append(sequence)

@@ -1,8 +1,6 @@
-"""Prompts to sequences: a checkpoint's own tokenizer, in threads, off the event loop. Knows no model and no queue."""
+"""Prompts to sequences, by a checkpoint's own tokenizer. Knows no model, no queue and no event loop."""
 
-import asyncio
 from collections.abc import Sequence as Seq
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +8,12 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 from assay.engine.chat import ChatTemplate, load_chat_template, text_of
+from assay.engine.truncation import cut_text, kept_places, window_places
 from assay.engine.vocabularies import build_tokenizer
 from assay.errors import CheckpointError, ConfigError, ContextLengthError, RequestError
 from assay.model.reference import classifiers, load_reference_tokenizer
 from assay.model.weights import read_json
-from assay.sequence import ChatPrompt, Options, Prompt, Sequence, TextPrompt, TokenPrompt, TruncationSide
+from assay.sequence import ChatPrompt, Options, Prompt, Sequence, Span, TextPrompt, TokenPrompt, TruncationSide
 
 # tokenizer_config.json writes "no limit" as 1e30.
 _NO_LIMIT = 1e20
@@ -81,8 +80,8 @@ def _json_or_nothing(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-class TokenizerPool:
-    """Threads that turn the prompts of a request into sequences.
+class PromptEncoder:
+    """What turns the prompts of a request into sequences; safe in several threads at once.
 
     vocab_size: ids at or above it have no row in the model's embedding.
     max_model_len: longest sequence, special tokens included.
@@ -95,7 +94,6 @@ class TokenizerPool:
         text_tokenizer: TextTokenizer,
         vocab_size: int,
         max_model_len: int,
-        threads: int,
         type_vocab_size: int = 2,
         pairs_need_template: bool = False,
     ) -> None:
@@ -111,37 +109,46 @@ class TokenizerPool:
         self._max_model_len = max_model_len
         self._has_types = type_vocab_size > 1
         self._pairs_need_template = pairs_need_template
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="assay-tokenizer")
 
-    async def encode(self, prompts: Seq[Prompt], options: Options, first_index: int = 0) -> list[Sequence]:
-        """One sequence a prompt, in order. Raises RequestError for what cannot be scored as asked.
+    def encode(
+        self, prompts: Seq[Prompt], options: Options, first_index: int = 0, any_length: bool = False
+    ) -> list[Sequence]:
+        """A sequence for each prompt, or one for each window of it, in order. For a thread off the event loop.
 
-        first_index: what the caller calls the first of these prompts, in messages.
+        Raises RequestError for what cannot be scored as asked.
+        first_index: what the caller calls the first of these prompts, in messages. any_length: they will be counted and
+            not scored, so that none is too long or empty.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.encode_now, prompts, options, first_index)
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
-
-    def encode_now(self, prompts: Seq[Prompt], options: Options, first_index: int = 0) -> list[Sequence]:
-        """The same in the calling thread."""
-        limit = self._limit(options)
+        limit, window_size = self._limit(options), self._window_size(options)
         prompts = [self._pair_as_conversation(prompt) for prompt in prompts]
         texts = [self._text_of(prompt) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
         special = [_adds_special(prompt, options) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
-        encodings = iter(self._encode(texts, special))
-        sequences = []
+        encodings = iter(self._encode(texts, special, with_offsets=window_size is not None))
+        sequences: list[Sequence] = []
         for index, prompt in enumerate(prompts):
             if isinstance(prompt, TokenPrompt):
-                sequence = self._from_ids(prompt.token_ids, limit, options)
+                made = [self._from_ids(prompt.token_ids, limit, options)]
+            elif isinstance(prompt, TextPrompt) and window_size is not None:
+                made = self._windows(prompt, next(encodings), window_size, options)
             else:
-                sequence = self._from_text(prompt, next(encodings), limit, options)
-            self._check_length(sequence.num_tokens, first_index + index)
-            sequence.index = index
-            sequence.priority = options.priority
-            sequences.append(sequence)
+                made = [self._from_text(prompt, next(encodings), limit, options)]
+            for sequence in made:
+                if not any_length:
+                    self._check_length(sequence.num_tokens, first_index + index)
+                sequence.index = len(sequences)
+                sequence.prompt = index
+                sequence.priority = options.priority
+                sequences.append(sequence)
         return sequences
+
+    def token_strings(self, token_ids: list[int]) -> list[str]:
+        """Each token as the vocabulary writes it; empty where the model has an id that its tokenizer has not."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
+
+    def text(self, token_ids: list[int], skip_special_tokens: bool) -> str:
+        """Raises RequestError for an id that the model does not have."""
+        self._from_ids(token_ids, None, Options())
+        return self._tokenizer.decode(token_ids, skip_special_tokens)
 
     def _check_length(self, num_tokens: int, index: int) -> None:
         if not num_tokens:
@@ -149,8 +156,8 @@ class TokenizerPool:
         if num_tokens > self._max_model_len:
             raise ContextLengthError(
                 f"This model's maximum context length is {self._max_model_len} tokens. However, your prompt "
-                f"contains {num_tokens} input tokens (input at index {index}). Shorten it, or set "
-                "truncate_prompt_tokens to -1 to cut it.",
+                f"contains {num_tokens} input tokens (input at index {index}). "
+                f"{ContextLengthError.advice}",
                 param="input",
             )
 
@@ -172,6 +179,20 @@ class TokenizerPool:
                 param="truncate_prompt_tokens",
             )
         return limit
+
+    def _window_size(self, options: Options) -> int | None:
+        """Tokens of a window, or None where windows are not asked for."""
+        if not options.windowed:
+            return None
+        size = self._max_model_len if options.window_size is None else options.window_size
+        if not 1 <= size <= self._max_model_len:
+            raise RequestError(
+                f"window_size is {size}; it must lie between 1 and the model's length, {self._max_model_len} tokens.",
+                param="window_size",
+            )
+        if options.window_overlap is not None and options.window_overlap < 0:
+            raise RequestError(f"window_overlap is {options.window_overlap}; it cannot be negative.", "window_overlap")
+        return size
 
     def _pair_as_conversation(self, prompt: Prompt) -> Prompt:
         """A pair, where the template has the roles `query` and `document` of a reranker."""
@@ -199,13 +220,16 @@ class TokenizerPool:
             )
         return self._chat_template.render(prompt, contents)
 
-    def _encode(self, texts: list[str | tuple[str, str]], special: list[bool]) -> list[Encoding]:
+    def _encode(
+        self, texts: list[str | tuple[str, str]], special: list[bool], with_offsets: bool = False
+    ) -> list[Encoding]:
         if not texts:
             return []
         if len(set(special)) > 1:  # texts and conversations in one call: only the library can do that
-            return [self._encode([text], [adds])[0] for text, adds in zip(texts, special, strict=True)]
+            return [self._encode([text], [adds], with_offsets)[0] for text, adds in zip(texts, special, strict=True)]
+        encode = self._tokenizer.encode_batch if with_offsets else self._tokenizer.encode_batch_fast
         try:
-            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=special[0])
+            return encode(texts, add_special_tokens=special[0])
         except TypeError:  # what the library makes of text that is no Unicode
             raise RequestError(
                 "The text holds a lone surrogate (U+D800 to U+DFFF), which is no Unicode character.", param="input"
@@ -225,14 +249,38 @@ class TokenizerPool:
     def _from_text(
         self, prompt: TextPrompt | ChatPrompt, encoding: Encoding, limit: int | None, options: Options
     ) -> Sequence:
-        suffix = [] if self._suffix_id is None or encoding.ids[-1:] == [self._suffix_id] else [self._suffix_id]
+        suffix = self._suffix_of(encoding)
         room = None if limit is None else limit - len(suffix)
-        if room is not None and len(encoding.ids) > room and isinstance(prompt, ChatPrompt):
+        if room is None or len(encoding.ids) <= room:
+            return self._sequence(encoding, None, suffix)
+        if isinstance(prompt, ChatPrompt):
             encoding = self._cut_conversation(prompt, room, options)
+            return self._sequence(encoding, None, suffix)
+        return self._sequence(encoding, kept_places(encoding.sequence_ids, room, self._side(options)), suffix)
+
+    def _windows(self, prompt: TextPrompt, encoding: Encoding, size: int, options: Options) -> list[Sequence]:
+        """Each knows its characters; a text that fits is one window."""
+        suffix = self._suffix_of(encoding)
+        if len(encoding.ids) + len(suffix) <= size:
+            sequence = self._sequence(encoding, None, suffix)
+            sequence.span = Span(0, len(prompt.text if prompt.text_pair is None else prompt.text_pair))
+            return [sequence]
+        windows = []
+        offsets = encoding.offsets
+        for places, own in window_places(encoding.sequence_ids, size - len(suffix), options.window_overlap):
+            sequence = self._sequence(encoding, places, suffix)
+            sequence.span = Span(offsets[own[0]][0], offsets[own[-1]][1])
+            windows.append(sequence)
+        return windows
+
+    def _suffix_of(self, encoding: Encoding) -> list[int]:
+        return [] if self._suffix_id is None or encoding.ids[-1:] == [self._suffix_id] else [self._suffix_id]
+
+    def _sequence(self, encoding: Encoding, places: list[int] | None, suffix: list[int]) -> Sequence:
+        """The tokens at these places (None: all), and the suffix."""
         ids, types = encoding.ids, encoding.type_ids
-        if room is not None and len(ids) > room:
-            kept = self._kept(encoding.sequence_ids, room, options)
-            ids, types = [ids[i] for i in kept], [types[i] for i in kept]
+        if places is not None:
+            ids, types = [ids[i] for i in places], [types[i] for i in places]
         if max(ids, default=0) >= self._vocab_size:
             raise RequestError(
                 f"The tokenizer gives this text the id {max(ids)}, but the model has only {self._vocab_size} "
@@ -241,23 +289,6 @@ class TokenizerPool:
             )
         has_types = self._has_types and any(types)
         return Sequence(ids + suffix, types + [0] * len(suffix) if has_types else None)
-
-    def _kept(self, owners: list[int | None], limit: int, options: Options) -> list[int]:
-        """Places that stay when texts are cut to `limit`: every special token (its owner is None), and of each text
-        its start or end. By hand: the library keeps all that it cuts off, for a pair in every combination.
-        """
-        places = [i for i, owner in enumerate(owners) if owner is None]
-        texts = [[i for i, owner in enumerate(owners) if owner == text] for text in (0, 1)]
-        room = limit - len(places)
-        if room < 1:
-            raise RequestError(
-                f"truncate_prompt_tokens is {limit}, which leaves no room beside this model's special tokens.",
-                param="truncate_prompt_tokens",
-            )
-        from_left = self._side(options) == "left"
-        for text, length in zip(texts, longest_first(len(texts[0]), len(texts[1]), room), strict=True):
-            places += text[len(text) - length :] if from_left else text[:length]
-        return sorted(places)
 
     def _cut_conversation(self, prompt: ChatPrompt, limit: int, options: Options) -> Encoding:
         """Cut the messages' contents to one common length, the greatest that fits, and leave the template whole.
@@ -270,7 +301,7 @@ class TokenizerPool:
         side = self._side(options)
 
         def encoded(longest: int) -> Encoding:
-            cut = [_cut(text, spans, longest, side) for text, spans in zip(contents, offsets, strict=True)]
+            cut = [cut_text(text, spans, longest, side) for text, spans in zip(contents, offsets, strict=True)]
             return self._encode([self._text_of(prompt, cut)], [special])[0]
 
         fits, too_long = 0, max(map(len, offsets), default=0)
@@ -293,14 +324,6 @@ class TokenizerPool:
         return options.truncation_side or self._truncation_side
 
 
-def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Lengths of a pair cut to `room` by taking tokens off the longer text, as transformers' `longest_first` does."""
-    if first + second <= room:
-        return first, second
-    shorter = min(first, second, room // 2)
-    return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
-
-
 def answer_token_ids(tokens: str | None, tokenizer: Tokenizer) -> tuple[int, ...] | None:
     """The ids of `no,yes` (or of one token alone). Raises ConfigError for what is not one token each."""
     if tokens is None:
@@ -317,12 +340,3 @@ def answer_token_ids(tokens: str | None, tokenizer: Tokenizer) -> tuple[int, ...
 
 def _adds_special(prompt: Prompt, options: Options) -> bool:
     return not isinstance(prompt, ChatPrompt) if options.add_special_tokens is None else options.add_special_tokens
-
-
-def _cut(text: str, offsets: list[tuple[int, int]], longest: int, side: TruncationSide) -> str:
-    """The first or last `longest` tokens of a text."""
-    if len(offsets) <= longest:
-        return text
-    if longest == 0:
-        return ""
-    return text[offsets[-longest][0] :] if side == "left" else text[: offsets[longest - 1][1]]

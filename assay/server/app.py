@@ -13,32 +13,36 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from assay.dialects import DIALECTS, PATHS
-from assay.dialects.dialect import Answer, Dialect, Incoming, choose
+from assay.dialects import PATHS, spoken_at
+from assay.dialects.dialect import Answer, Dialect, Incoming, ModelFacts, choose
 from assay.errors import (
     AssayError,
     ClientGoneError,
     InternalError,
-    MediaTypeError,
     MethodError,
     NotFoundError,
     QueueFullError,
     RequestError,
     TooLargeError,
 )
+from assay.server.auth import authentication
+from assay.server.body import json_response, read_body
+from assay.server.docs_page import docs_routes
 from assay.server.observe import Observe
 from assay.server.service import Service
-from assay.server.status import json_response, status_routes
+from assay.server.status import ENDPOINTS
 
 Result = TypeVar("Result")
 
 _log = logging.getLogger("assay.server")
 
 _MAX_REQUEST_ID = 128
+# A dialect's path takes them all, and refuses those that it does not answer in its own shape.
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = lambda error: None) -> Starlette:
@@ -55,19 +59,18 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
                 await asyncio.to_thread(engine.close)
 
     routes = [
-        *(
-            Route(path, partial(_answer, service, dialects), methods=sorted({m for d in dialects for m in d.methods}))
-            for path, dialects in PATHS.items()
-        ),
-        *status_routes(service),
+        *(Route(path, partial(_answer, service, dialects), methods=_METHODS) for path, dialects in PATHS.items()),
+        *(route for endpoint in ENDPOINTS for route in endpoint.routes(service)),
+        *docs_routes(service, ENDPOINTS),
     ]
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(Observe, metrics=service.metrics)],
+        middleware=[Middleware(Observe, metrics=service.metrics), *authentication(service.config, service.metrics)],
         exception_handlers={
             AssayError: partial(_error, service),
             HTTPException: partial(_http_error, service),
+            Exception: partial(_failure, service),
         },
     )
 
@@ -109,6 +112,9 @@ async def _in_daemon(work: Callable[[], Result]) -> Result:
 async def _answer(service: Service, dialects: tuple[Dialect, ...], request: Request) -> Response:
     """An edge: whatever goes wrong, the caller is told; of our bugs without details, which the log has."""
     request.scope["dialect"] = dialects[0]
+    allowed = sorted({method for dialect in dialects for method in dialect.methods})
+    if request.method not in allowed:
+        raise HTTPException(405, headers={"Allow": ", ".join(allowed)})
     try:
         return await _scored(service, dialects, request)
     except AssayError:
@@ -119,12 +125,12 @@ async def _answer(service: Service, dialects: tuple[Dialect, ...], request: Requ
 
 
 async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Request) -> Response:
-    """Any dialect's request: body → dialect → parse → engine → render."""
+    """Any dialect's request: body → dialect → parse → check → engine → render."""
     started = time.monotonic()
-    body = await _body(request, service.config.max_body_bytes)
+    body = await read_body(request, service.config.max_body_bytes)
     dialect = request.scope["dialect"] = choose(dialects, body)
     call = dialect.parse(Incoming(body, request.path_params, request.headers))
-    served = service.serving(call.model)
+    served = service.serving(call.model, call.any_model)
     engine = served.ready()
     if len(call.prompts) > service.config.max_request_inputs:
         raise TooLargeError(
@@ -132,6 +138,8 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
             "Split it.",
             param="input",
         )
+    activation = call.options.activation or engine.model.activation
+    dialect.check(call, ModelFacts(served.name, engine.model.labels, activation))
     predictions = await _unless_gone(request, engine.classify(call.prompts, call.options))
     request_id = request.headers.get("x-request-id") or call.request_id or uuid.uuid4().hex
     answer = Answer(
@@ -144,28 +152,6 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
         seconds=time.monotonic() - started,
     )
     return json_response(dialect.render(answer), headers=dialect.headers(answer))
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The body, refused before it is read where its length is known, and while it is read where not."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise MediaTypeError(f"The content type is {media_type or 'missing'!r}; send application/json.")
-    declared = request.headers.get("content-length", "0")
-    chunks, size = [], int(declared) if declared.isdecimal() else 0
-    if size <= limit:
-        size = 0
-        try:
-            async for chunk in request.stream():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > limit:
-                    break
-        except ClientDisconnect:
-            raise ClientGoneError("The client closed the connection.") from None
-    if size > limit:
-        raise TooLargeError(f"The request body is larger than {limit} bytes; split it.")
-    return b"".join(chunks)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -186,9 +172,14 @@ async def _error(service: Service, request: Request, error: Exception) -> Respon
     """Every refusal and failure, in the shape of the dialect whose path it was; the document's shape elsewhere."""
     assert isinstance(error, AssayError)
     service.metrics.errors.labels(error.type).inc()
-    dialect: Dialect = request.scope.get("dialect") or PATHS.get(request.url.path, DIALECTS)[0]
+    dialect: Dialect = request.scope.get("dialect") or spoken_at(request.url.path)
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}
     return json_response(dialect.render_error(error), dialect.status(error), headers)
+
+
+async def _failure(service: Service, request: Request, error: Exception) -> Response:
+    """A bug in a route that is no dialect. Starlette hands it on to the server, which logs it."""
+    return await _error(service, request, InternalError("Internal server error; the server's log has the details."))
 
 
 async def _http_error(service: Service, request: Request, error: Exception) -> Response:

@@ -21,6 +21,11 @@ class Served:
     def name(self) -> str:
         return self.config.served_name
 
+    @property
+    def available(self) -> bool:
+        """Whether it takes work."""
+        return self.engine is not None and self.engine.available
+
     def ready(self) -> Engine:
         """The engine. Raises UnavailableError while it loads."""
         if self.engine is None:
@@ -81,13 +86,18 @@ class Service:
             return "dead"
         return "ok" if all(engine.available for engine in self.engines) else "draining"
 
-    def serving(self, model: str | None) -> Served:
-        """The model of a name; None or empty is the default. Raises ModelNotFoundError."""
+    def serving(self, model: str | None, any_model: bool = False) -> Served:
+        """The model of a name; None or empty is the default. Raises ModelNotFoundError.
+
+        any_model: a name that is not served means the default too.
+        """
         if not model:
             return self.default
         for served in self.models:
             if served.name == model:
                 return served
+        if any_model:
+            return self.default
         names = ", ".join(f"`{served.name}`" for served in self.models)
         raise ModelNotFoundError(f"The model `{model}` does not exist. This server has {names}.", param="model")
 

@@ -5,9 +5,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -16,18 +18,24 @@ from tests.e2e.process import REPOSITORY, free_port
 _ENVIRONMENTS = REPOSITORY / "build" / "gateways"
 _LIFETIME = 240.0  # a gateway that a test forgets ends by itself
 
-# name → (requirement, launch options). The flags are those of docs/scale.md.
+_HEALTH = (
+    "--request-timeout-secs 30 --health-check-interval-secs 1 --health-check-timeout-secs 1 "
+    "--health-failure-threshold 2 --health-success-threshold 1"
+)
+
+# name → (requirement, command, options). The flags are those of docs/scale.md.
 GATEWAYS = {
     "sglang-router": (
         "sglang-router==0.3.2",
+        "sglang-router launch",
         "--policy cache_aware --cache-threshold 1.0 --balance-abs-threshold 0 --balance-rel-threshold 1.0 "
-        "--request-timeout-secs 30 --health-check-interval-secs 1 --health-check-timeout-secs 1 "
-        "--health-failure-threshold 2 --health-success-threshold 1 --cb-timeout-duration-secs 5",
+        f"--disable-circuit-breaker {_HEALTH}",
     ),
-    "smg": (
-        "smg==1.13.0",
-        "--policy least_load --request-timeout-secs 30 --health-check-interval-secs 1 --health-check-timeout-secs 1 "
-        "--health-failure-threshold 2 --health-success-threshold 1",
+    "smg": ("smg==1.13.0", "smg launch", f"--policy least_load {_HEALTH}"),
+    "vllm-router": (
+        "vllm-router==0.1.17",
+        "vllm-router",
+        f"--policy round_robin --cb-timeout-duration-secs 2 --cb-success-threshold 1 {_HEALTH}",
     ),
 }
 
@@ -35,7 +43,7 @@ GATEWAYS = {
 def environment(name: str) -> Path:
     """The folder of commands of a gateway's environment, made on first use."""
     folder = _ENVIRONMENTS / name
-    requirement, _ = GATEWAYS[name]
+    requirement = GATEWAYS[name][0]
     done = folder / f"installed-{requirement}"
     if not done.is_file():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
@@ -46,16 +54,21 @@ def environment(name: str) -> Path:
 
 
 @contextmanager
-def gateway(name: str, workers: list[str], log: Path) -> Iterator[str]:
-    """A gateway in front of workers, for the length of a `with` block; gives its URL once it routes to them."""
+def gateway(name: str, workers: list[str], log: Path, *options: str, key: str = "") -> Iterator[str]:
+    """A gateway in front of workers, for the length of a `with` block; gives its URL once it routes to them.
+
+    key: one that the workers know, to ask whether it routes.
+    """
     port = free_port()
+    program, *subcommand = GATEWAYS[name][1].split()
     command = [
-        environment(name) / name,
-        "launch",
+        environment(name) / program,
+        *subcommand,
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())),
         *("--worker-urls", *workers),
-        *GATEWAYS[name][1].split(),
+        *GATEWAYS[name][2].split(),
+        *options,
     ]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=log.parent)
@@ -63,7 +76,7 @@ def gateway(name: str, workers: list[str], log: Path) -> Iterator[str]:
         watchdog.start()
         try:
             url = f"http://127.0.0.1:{port}"
-            _wait_until_it_routes(url, log)
+            _wait_until_it_routes(url, log, bearer(key))
             yield url
         finally:
             watchdog.cancel()
@@ -75,16 +88,47 @@ def gateway(name: str, workers: list[str], log: Path) -> Iterator[str]:
                 process.wait(10)
 
 
-def _wait_until_it_routes(url: str, log: Path, seconds: float = 60.0) -> None:
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _wait_until_it_routes(url: str, log: Path, headers: dict[str, str], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
+    body = {"model": "tiny", "input": "great"}
     while time.monotonic() < deadline:
         try:
-            if httpx.post(f"{url}/v1/classify", json={"model": "tiny", "input": "great"}, timeout=5).status_code == 200:
+            if httpx.post(f"{url}/v1/classify", json=body, headers=headers, timeout=5).status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.2)
     raise AssertionError(f"the gateway routed nothing within {seconds} s:\n{log.read_text()[-3000:]}")
+
+
+def workers_of(url: str, key: str = "") -> dict[str, dict[str, Any]]:
+    """What a gateway says of its workers, by their URLs."""
+    listed = httpx.get(f"{url}/workers", headers=bearer(key), timeout=10).json()["workers"]
+    return {worker["url"]: worker for worker in listed}
+
+
+def add_worker(url: str, worker: str) -> None:
+    response = httpx.post(f"{url}/workers", json={"url": worker}, timeout=10)
+    assert response.status_code in {200, 202}, response.text
+
+
+def remove_worker(url: str, worker: str, seconds: float = 20.0) -> None:
+    """Remove it by its id, or where a gateway gives none, by its URL; and wait until it is gone."""
+    name = workers_of(url)[worker].get("id") or quote(worker, safe="")
+    response = httpx.delete(f"{url}/workers/{name}", timeout=10)
+    assert response.status_code in {200, 202}, response.text
+    wait_until(lambda: worker not in workers_of(url), seconds)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come about within {seconds} s"
+        time.sleep(0.1)
 
 
 class Load:

@@ -1,0 +1,61 @@
+"""`assay serve`: models over HTTP."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from assay.commands.options import configured, options_of, with_options
+from assay.config import EngineConfig, ServerConfig
+
+
+@with_options(*options_of(ServerConfig), *options_of(EngineConfig, without=("model", "name")))
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[[NAME=]MODEL]...",
+            help="Folders or hub ids; options hold for all.",
+            show_default="bundled emotions",
+        ),
+    ] = None,
+    **values: Any,
+) -> None:
+    """Serve models over HTTP: POST /v1/classify, and the other callers' paths.
+
+    assay serve
+
+    assay serve unitary/toxic-bert --port 9000
+
+    assay serve ./my-checkpoint --served-model-name sentiment --max-model-len 256
+
+    assay serve sentiment=./my-checkpoint toxic=unitary/toxic-bert
+    """
+    # Threads that spin between layers take the core that the event loop needs: 8 % of throughput on two cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    level = values["log_level"].upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    server_config = configured(ServerConfig, values, api_keys=api_keys(values["api_keys"]))
+    engine_config = configured(EngineConfig, values)
+    from assay.server.serve import serve as run
+
+    run(server_config, [_named(engine_config, model) for model in models or [engine_config.model]])
+
+
+def api_keys(options: list[str] | None) -> tuple[str, ...]:
+    """The options, else the environment's. A variable that is set and empty is a mistake, and no open server."""
+    if options:
+        return tuple(options)
+    variable = os.environ.get("ASSAY_API_KEY")
+    return () if variable is None else tuple(key.strip() for key in variable.split(","))
+
+
+def _named(config: EngineConfig, argument: str) -> EngineConfig:
+    """`NAME=MODEL`, or a model that is called what it is."""
+    name, equals, model = argument.partition("=")
+    if not equals or Path(argument).exists():
+        return replace(config, model=argument)
+    return replace(config, model=model, name=name or None)

@@ -1,0 +1,86 @@
+"""Room in the queue, counted in tokens: who may enter, who is refused, who waits in line. Knows no threads."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from assay.config import WhenFull
+from assay.errors import OverloadedError, QueueFullError, TooLargeError
+
+
+class Admission:
+    """Tokens that are being tokenized and tokens that wait for the device share `limit`.
+
+    queued: tokens that wait for the device now. when_full: refuse with 429 or 503, or stand in line, first come first
+    served. tokenizing: tokens admitted and not yet queued, as estimated from their texts.
+    """
+
+    def __init__(self, limit: int, when_full: WhenFull, queued: Callable[[], int]) -> None:
+        self.limit = limit
+        self.tokenizing = 0
+        self._when_full = when_full
+        self._queued = queued
+        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._line)
+
+    async def enter(self, tokens: int, at_front: bool = False) -> None:
+        """Take room for `tokens`, until `leave`. Raises TooLargeError, QueueFullError or OverloadedError.
+
+        at_front: it was admitted before, by an estimate that was too low.
+        """
+        if tokens > self.limit:
+            raise TooLargeError(
+                f"The request has about {tokens} tokens, more than the whole queue holds ({self.limit}); split it."
+            )
+        if self._fits(tokens) and (at_front or not self._line):
+            self.tokenizing += tokens
+            return
+        message = f"The queue is full ({self.limit} tokens wait); try again later."
+        match self._when_full:
+            case "429":
+                raise QueueFullError(message)
+            case "503":
+                raise OverloadedError(message)
+            case "wait":
+                await self._stand_in_line(tokens, at_front)
+
+    async def _stand_in_line(self, tokens: int, at_front: bool) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (tokens, turn)
+        (self._line.appendleft if at_front else self._line.append)(place)
+        try:
+            await turn
+        except BaseException:
+            if place in self._line:
+                self._line.remove(place)
+                self.wake()  # those behind it may fit
+            elif turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.leave(tokens)  # its turn came in the moment that it gave up
+            raise
+
+    def leave(self, tokens: int) -> None:
+        """What `enter` took is queued, or gone."""
+        self.tokenizing -= tokens
+        self.wake()
+
+    def wake(self) -> None:
+        """Room may have come: let in whoever fits, in order."""
+        while self._line and self._fits(self._line[0][0]):
+            tokens, turn = self._line.popleft()
+            if not turn.done():
+                self.tokenizing += tokens
+                turn.set_result(None)
+
+    def dismiss(self, error: Exception) -> None:
+        """Tell everyone in line that there will be no turn."""
+        while self._line:
+            _, turn = self._line.popleft()
+            if not turn.done():
+                turn.set_exception(error)
+
+    def _fits(self, tokens: int) -> bool:
+        return self._queued() + self.tokenizing + tokens <= self.limit
