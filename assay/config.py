@@ -22,6 +22,7 @@ Device = Literal["auto", "cpu", "cuda"]
 WhenFull = Literal["429", "503", "wait"]
 PriorityOrder = Literal["higher-first", "lower-first"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+AccessLogForm = Literal["none", "json", "text"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "emotions"
@@ -158,9 +159,22 @@ class ServerConfig:
     ] = field(default=(), repr=False)
     max_body_bytes: Annotated[int, Setting("Larger request bodies get 413.", least=1)] = 8 * 1024 * 1024
     max_request_inputs: Annotated[int, Setting("Requests with more inputs get 413.", least=1)] = 16_384
+    request_timeout: Annotated[
+        float | None,
+        Setting("Seconds until a request gets 504; its header x-request-timeout-ms wins. Default: none.", least=0),
+    ] = None
     drain_timeout: Annotated[float, Setting("Seconds to answer what was accepted, after SIGTERM.", least=0)] = 30.0
     log_level: Annotated[LogLevel, Setting("What is written to stderr.")] = "info"
+    access_log: Annotated[AccessLogForm, Setting("One line a request on stderr; never its text.")] = "json"
+    log_inputs: Annotated[bool, Setting("Write texts into the access log too, cut to 200 characters.")] = False
+    otlp_endpoint: Annotated[
+        str | None, Setting("Send OpenTelemetry traces to this collector, such as http://127.0.0.1:4318.")
+    ] = None
 
     def __post_init__(self) -> None:
         _check(self)
         _check_keys(self.api_keys)
+        if self.log_inputs and self.access_log == "none":
+            raise ConfigError("log_inputs is set, and access_log is none; choose json or text.")
+        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise ConfigError(f"otlp_endpoint is {self.otlp_endpoint!r}; it must begin with http:// or https://.")

@@ -51,6 +51,31 @@ def test_template_kwargs_reach_the_template_and_cannot_replace_the_messages() ->
     assert template.render(ChatPrompt(TALK, template_kwargs={"thinking": "no", "messages": []})) == "no2"
 
 
+def test_template_kwargs_cannot_replace_functions_or_special_tokens() -> None:
+    template = ChatTemplate("{{ bos_token }}{{ tools }}{{ documents }}", {"bos_token": "<s>"})
+    assert template.render(ChatPrompt(TALK, template_kwargs={"tools": 1, "documents": 2})) == "<s>12"
+    for name in ("raise_exception", "strftime_now", "range", "dict", "namespace", "cycler", "joiner", "bos_token"):
+        with pytest.raises(RequestError, match=f"chat_template_kwargs holds '{name}'") as caught:
+            template.render(ChatPrompt(TALK, template_kwargs={name: "x"}))
+        assert caught.value.param == "chat_template_kwargs"
+
+
+def test_names_of_the_sandbox_itself_are_no_variables() -> None:
+    """The compiled template's own names cannot be reached or replaced by those of a request."""
+    names = ["budget", "context", "environment", "concat", "shown", "missing", "resolve", "self", "loop", "caller"]
+    source = "{% macro f() %}{{ m }}{% endmacro %}{% for m in messages %}{{ loop.index }}{{ m.role ~ 'x' }}{% endfor %}"
+    template = ChatTemplate(source + "{{ budget }}{{ environment }}{{ f() }}", {})
+    prompt = ChatPrompt(TALK, template_kwargs=dict.fromkeys(names, "v"))
+    assert template.render(prompt) == "1userx2assistantxvv"
+
+
+@pytest.mark.parametrize("arguments", ["", "indent=2", "separators=(',', ':')", "sort_keys=true", "ensure_ascii=true"])
+def test_json_is_written_as_transformers_writes_it(arguments: str) -> None:
+    source = "{{ messages|tojson(" + arguments + ") }}"
+    talk = [{"role": "user", "content": "ü <b> & 'x'"}]
+    assert ChatTemplate(source, {}).render(ChatPrompt(talk)) == by_transformers(source, talk)
+
+
 def test_content_parts_are_joined_and_others_refused() -> None:
     template = ChatTemplate(CHATML, {})
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]

@@ -78,6 +78,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("files",),
     ("evaluate",),
     ("server",),
+    ("server.observation",),
+    ("server.access_log",),
+    ("server.tracing",),
     ("server.observe",),
     ("server.service",),
     ("server.endpoint", "server.body"),
@@ -116,6 +119,7 @@ ONLY_THERE = {
     "huggingface_hub": ("assay.model.weights",),
     "safetensors": ("assay.model.weights", "assay.model.adapter"),
     "prometheus_client": ("assay.metrics", "assay.server"),
+    "opentelemetry": ("assay.server.tracing",),
 }
 
 

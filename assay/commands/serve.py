@@ -40,8 +40,10 @@ def serve(
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server_config = configured(ServerConfig, values, api_keys=api_keys(values["api_keys"]))
     engine_config = configured(EngineConfig, values)
+    from assay.server.access_log import write_access_log
     from assay.server.serve import serve as run
 
+    write_access_log(server_config)
     run(server_config, [_named(engine_config, model) for model in models or [engine_config.model]])
 
 

@@ -1,8 +1,9 @@
 """What many requests have in common: options, and prompts as `input` or `messages`. Knows no path and no answer."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from assay.config import Windowing
 from assay.dialects.dialect import Call
@@ -36,20 +37,24 @@ def window_fields(prediction: Prediction) -> WindowFields | msgspec.UnsetType:
 
 
 class OptionFields(msgspec.Struct, kw_only=True):
-    """Unknown fields are ignored, as both peers do. `activation` and `softmax` are older names of `use_activation`."""
+    """Unknown fields are ignored, as both peers do. `activation` and `softmax` are older names of `use_activation`,
+    and Infinity's `raw_scores` is its opposite.
+    """
 
-    model: str | None = None
+    model: Annotated[str | None, Meta(description="A served model's name; absent or empty: the default.")] = None
     user: str | None = None
     rid: str | list[str] | None = None
-    request_id: str | None = None
-    priority: int = 0
-    truncate_prompt_tokens: int | None = None
+    request_id: Annotated[str | None, Meta(description="For tracking, after the header X-Request-Id.")] = None
+    # SGLang's clients send null for what they do not set.
+    priority: Annotated[int | None, Meta(description="Higher is served first.")] = 0
+    truncate_prompt_tokens: Annotated[int | None, Meta(description="Cut to so many; -1: to the model's length.")] = None
     truncation_side: Literal["left", "right"] | None = None
     add_special_tokens: bool | None = None
-    use_activation: bool | None = None
+    use_activation: Annotated[bool | None, Meta(description="False gives raw logits.")] = None
     activation: bool | None = None
     softmax: bool | None = None
-    window: Windowing | None = None
+    raw_scores: bool | None = None
+    window: Annotated[Windowing | None, Meta(description="How windows over a longer input are combined.")] = None
     window_size: int | None = None
     window_overlap: int | None = None
 
@@ -77,14 +82,14 @@ class OptionFields(msgspec.Struct, kw_only=True):
         for flag in (self.use_activation, self.activation, self.softmax):
             if flag is not None:
                 return not flag
-        return False
+        return bool(self.raw_scores)
 
 
 class InputFields(OptionFields, kw_only=True):
     """The completion form, `input`, or the chat form, `messages`."""
 
-    input: Input | None = None
-    messages: list[dict[str, Any]] | None = None
+    input: Annotated[Input | None, Meta(description="A text, a pair, token ids, or a list of these.")] = None
+    messages: Annotated[list[dict[str, Any]] | None, Meta(description="A conversation, instead of `input`.")] = None
     add_generation_prompt: bool = False
     continue_final_message: bool = False
     chat_template: str | None = None

@@ -21,7 +21,6 @@ class NativeRequest(OptionFields, kw_only=True):
 
     text: str | list[str | list[str]] | None = None
     input_ids: list[int | list[int]] | None = None
-    priority: int | None = 0  # type: ignore[assignment]  # SGLang's clients send null for what they do not set
 
 
 class MetaInfo(msgspec.Struct):

@@ -3,11 +3,16 @@
 Knows nothing of the model but how many labels it has.
 """
 
+from dataclasses import replace
+
 import msgspec
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, ModelFacts, decode
 from assay.dialects.inputs import OptionFields, WindowFields, pair_prompt, window_fields
 from assay.errors import AssayError, RequestError
+
+# What sglang-router and smg, and vllm-router, put into `model` where the caller sent none.
+_GATEWAYS_NAMES = ("unknown", "default")
 
 
 class Document(msgspec.Struct):
@@ -61,7 +66,8 @@ def parse(incoming: Incoming) -> Call:
     texts = _texts(request)
     if not texts:
         raise RequestError("`documents` is empty; it needs at least one document.", param="documents")
-    return request.call([pair_prompt(request.query, text, "`query`", "query") for text in texts], context=request)
+    call = request.call([pair_prompt(request.query, text, "`query`", "query") for text in texts], context=request)
+    return replace(call, any_model=request.model in _GATEWAYS_NAMES)
 
 
 def _texts(request: RerankRequest) -> list[str]:

@@ -3,7 +3,6 @@
 `["a", "b"]` is one pair here. Knows nothing of the model but its labels.
 """
 
-from statistics import fmean
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -13,7 +12,9 @@ from assay.dialects.dialect import Answer, Call, Dialect, Incoming, ModelFacts, 
 from assay.errors import (
     AssayError,
     ContextLengthError,
+    DeadlineError,
     InternalError,
+    OverloadedError,
     QueueFullError,
     RequestError,
     UnavailableError,
@@ -36,7 +37,9 @@ class _Refusal(NamedTuple):
 # TEI's statuses, router/src/http/server.rs. Too long is a validation error there, and validation is 413.
 _REFUSALS: tuple[tuple[type[AssayError], _Refusal], ...] = (
     (ContextLengthError, _Refusal(413, "Validation")),
+    (OverloadedError, _Refusal(503, "Overloaded")),
     (QueueFullError, _Refusal(429, "Overloaded")),
+    (DeadlineError, _Refusal(504, "Overloaded")),
     (UnavailableError, _Refusal(503, "Unhealthy")),
     (InternalError, _Refusal(424, "Backend")),
 )
@@ -176,21 +179,13 @@ def render_rerank(answer: Answer) -> list[Rank]:
 
 
 def headers(answer: Answer) -> dict[str, str]:
-    """Milliseconds; stages as the mean over the inputs, as TEI counts them."""
+    """Beside the stages' times, which every answer has."""
     prompts = [prompt for prompt in answer.call.prompts if isinstance(prompt, TextPrompt)]
-    timings = [prediction.timings for prediction in answer.predictions]
     return {
         "x-compute-tokens": str(sum(prediction.num_tokens for prediction in answer.predictions)),
         "x-compute-characters": str(sum(len(prompt.text) + len(prompt.text_pair or "") for prompt in prompts)),
-        "x-total-time": _milliseconds(answer.seconds),
-        "x-tokenization-time": _milliseconds(fmean(timing.tokenize for timing in timings)),
-        "x-queue-time": _milliseconds(fmean(timing.queue for timing in timings)),
-        "x-inference-time": _milliseconds(fmean(timing.inference for timing in timings)),
+        "x-total-time": str(int(answer.seconds * 1000)),  # milliseconds
     }
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(int(seconds * 1000))
 
 
 def _refusal(error: AssayError) -> _Refusal:

@@ -201,7 +201,7 @@ def _budget_for(messages: list[dict[str, Any]], kwargs: Mapping[str, Any]) -> Bu
             nodes += len(value) + 1
             waiting.extend(value)
     # Some templates look through all messages at each, or append to one text: what they do grows with the square.
-    steps = 100_000 + (500 + 10 * len(messages)) * nodes
+    steps = 100_000 + (500 + 10 * len(messages)) * nodes + characters
     return Budget(min(steps, _MAX_STEPS), min(1_000_000 + (32 + 4 * len(messages)) * characters, _MAX_CHARACTERS))
 
 

@@ -72,6 +72,12 @@ class Engine:
         self._draining = False
         metrics.queue_tokens.set_function(lambda: self._scheduler.num_tokens + self._admission.tokenizing)
         metrics.queue_sequences.set_function(lambda: self._scheduler.num_sequences)
+        metrics.queue_limit_tokens.set(config.max_queue_tokens)
+        metrics.line_requests.set_function(lambda: self._admission.waiting)
+        metrics.requests_in_flight.set_function(lambda: self._active)
+        metrics.read_failures(lambda: self._worker.failures, lambda: self._threads.lost)
+        facts = {"architecture": model.architecture, "dtype": str(model.dtype).removeprefix("torch.")}
+        metrics.describe(model.labels, **facts, device=model.device, max_model_len=max_model_len)
 
     @classmethod
     def load(cls, config: EngineConfig, metrics: Metrics | None = None) -> Self:
@@ -141,7 +147,10 @@ class Engine:
         for sequence in sequences:
             sequence.deadline = deadline
         predictions = await self._score(sequences) if sequences else []
-        return combined(sequences, predictions, combination) if combination else predictions
+        if combination:
+            predictions = combined(sequences, predictions, combination)
+        self._metrics.observe_predictions(predictions)
+        return predictions
 
     def _check_available(self) -> None:
         if self.failure is not None:
@@ -261,16 +270,7 @@ class Engine:
             waiter = self._waiters.pop(sequence, None)
             if waiter is not None:
                 waiter.put(sequence.index, answer)
-        self._count(batch)
-
-    def _count(self, batch: Batch) -> None:
-        metrics = self._metrics
-        metrics.batch_tokens.observe(batch.packed.num_tokens)
-        metrics.batch_sequences.observe(len(batch.sequences))
-        metrics.tokens.inc(batch.packed.num_tokens)
-        metrics.sequences.inc(len(batch.sequences))
-        for sequence in batch.sequences:
-            metrics.observe_stages(sequence.timings)
+        self._metrics.observe_batch(batch.packed.num_tokens, batch.sequences)
 
     def _tokenizers_lost(self) -> None:
         _log.critical("Too many tokenizer threads hang; the engine takes no more requests.")

@@ -4,6 +4,7 @@ Left out on purpose: filters for web pages that backtrack or are quadratic in a 
 wordwrap, xmlattr).
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,13 +53,30 @@ _FILTER_PRICES: dict[Price, tuple[str, ...]] = {
 }
 
 
-def _priced(price: Price, function: Callable[..., Any]) -> Callable[..., Any]:
+# Where the path of an attribute stands among a filter's arguments. `map` takes it by name alone.
+_PATH_PLACES = {"groupby": 0, "max": 1, "min": 1, "rejectattr": 0, "selectattr": 0, "sort": 2, "sum": 0}
+_MAX_PARTS = 8
+
+
+def _check_path(path: Any) -> None:
+    """`a.b.c` is looked up for each item, part by part."""
+    if isinstance(path, str) and path.count(".") + path.count(",") >= _MAX_PARTS:
+        raise ValueError(f"an attribute's path has at most {_MAX_PARTS} parts")
+
+
+def _priced(name: str, price: Price) -> Callable[..., Any]:
     """A filter of Jinja's that is paid for. That it takes the context also keeps it from being run at compile time."""
+    function = FILTERS[name]
     wants = _PassArg.from_obj(function)
+    place = _PATH_PLACES.get(name, sys.maxsize)
 
     @pass_context
     def run(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         budget: Budget = context.budget
+        if len(args) > place:
+            _check_path(args[place])
+        if kwargs:
+            _check_path(kwargs.get("attribute"))
         value = price(budget, value, *args, **kwargs)
         if wants is None:
             return budget.made(function(value, *args, **kwargs))
@@ -73,6 +91,7 @@ def _priced(price: Price, function: Callable[..., Any]) -> Callable[..., Any]:
 @pass_context
 def _join(context: Any, value: Any, d: Any = "", attribute: Any = None) -> str:
     budget: Budget = context.budget
+    _check_path(attribute)
     get = make_attrgetter(context.environment, attribute)
     separator = budget.text(d)
     texts = [budget.text(get(item)) for item in budget.iterate(value)]
@@ -98,6 +117,7 @@ def _format(context: Any, value: Any, *args: Any, **kwargs: Any) -> str:
 @pass_context
 def _unique(context: Any, value: Any, case_sensitive: bool = False, attribute: Any = None) -> Iterator[Any]:
     budget: Budget = context.budget
+    _check_path(attribute)
     get = make_attrgetter(context.environment, attribute, None if case_sensitive else ignore_case)
     seen = set()
     for item in budget.iterate(value):
@@ -110,7 +130,7 @@ def _unique(context: Any, value: Any, case_sensitive: bool = False, attribute: A
 
 FILTERS_ALLOWED: dict[str, Callable[..., Any]] = {
     **{name: FILTERS[name] for name in _FREE_FILTERS},
-    **{name: _priced(price, FILTERS[name]) for price, names in _FILTER_PRICES.items() for name in names},
+    **{name: _priced(name, price) for price, names in _FILTER_PRICES.items() for name in names},
     "join": _join,
     "replace": _replace,
     "format": _format,

@@ -21,7 +21,7 @@ from assay.engine.filters import FILTERS_ALLOWED, TESTS_ALLOWED
 from assay.engine.prices import METHODS, make_dict, make_namespace
 
 MAX_SOURCE = 131_072  # characters; the longest templates in use have some 30,000
-MAX_NODES = 20_000
+MAX_NODES = 10_000  # expressions and statements; the longest have 1,300
 _WIDE_FIELD = re.compile(r"\d{4}")
 _FIELD_STEPS = 20
 _DICT_ATTRIBUTES = frozenset(dir(dict))
@@ -151,8 +151,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         kwargs.pop("_loop_vars", None)
         kwargs.pop("_block_vars", None)
         budget: Budget = __context.budget
-        if args:
-            budget.step(len(args))
+        if args or kwargs:
+            budget.step(len(args) + len(kwargs))
         kind = type(__obj)
         if kind is BuiltinMethodType or kind is MethodType:
             run = METHODS.get((type(__obj.__self__), __obj.__name__))

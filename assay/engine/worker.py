@@ -24,7 +24,8 @@ class Worker:
     """One thread, one runner, one queue.
 
     Called on the thread: on_taken() when a batch has left the queue; on_answers(batch, answers); on_death(error) when
-    the thread ends by itself. `prefetch`, `add` and `cancel` are for the event loop.
+    the thread ends by itself. `prefetch`, `add` and `cancel` are for the event loop. failures: forward passes that
+    failed.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Worker:
         self.scheduler = scheduler
         self.prefetched: Batch | None = None
         self.stopped = False
+        self.failures = 0
         self._on_taken = on_taken
         self._on_answers = on_answers
         self._on_death = on_death
@@ -116,6 +118,7 @@ class Worker:
         try:
             return self.runner.run(batch)
         except Exception as error:  # an edge: the caller of the one sequence at fault is told, and nobody else
+            self.failures += 1
             out_of_memory = self.runner.recover(error)
             if len(batch.sequences) == 1:
                 _log.error("A forward pass failed: %s.\n%s", type(error).__name__, _frames(error))

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import math
 import threading
 import time
-import uuid
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,10 +30,12 @@ from assay.errors import (
     RequestError,
     TooLargeError,
 )
+from assay.server.access_log import AccessLog
 from assay.server.auth import authentication
 from assay.server.body import json_response, read_body
 from assay.server.docs_page import docs_routes
-from assay.server.observe import Observe
+from assay.server.observation import Observation
+from assay.server.observe import Observe, Watcher, open_tracing
 from assay.server.service import Service
 from assay.server.status import ENDPOINTS
 
@@ -40,13 +43,20 @@ Result = TypeVar("Result")
 
 _log = logging.getLogger("assay.server")
 
-_MAX_REQUEST_ID = 128
 # A dialect's path takes them all, and refuses those that it does not answer in its own shape.
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = lambda error: None) -> Starlette:
-    """The application. It answers from its first moment (503 while loading); `on_loaded` hears how loading ended."""
+    """The application. It answers from its first moment (503 while loading); `on_loaded` hears how loading ended.
+
+    Raises ConfigError when traces are asked for and cannot be made.
+    """
+    config = service.config
+    tracing = open_tracing(config)
+    watchers: list[Watcher] = [] if tracing is None else [tracing]  # first, for the log has its ids
+    if config.access_log != "none":
+        watchers.append(AccessLog(config))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -57,6 +67,8 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
             loading.cancel()
             for engine in service.engines:
                 await asyncio.to_thread(engine.close)
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     routes = [
         *(Route(path, partial(_answer, service, dialects), methods=_METHODS) for path, dialects in PATHS.items()),
@@ -66,12 +78,11 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(Observe, metrics=service.metrics), *authentication(service.config, service.metrics)],
-        exception_handlers={
-            AssayError: partial(_error, service),
-            HTTPException: partial(_http_error, service),
-            Exception: partial(_failure, service),
-        },
+        middleware=[
+            Middleware(Observe, metrics=service.metrics, failed=partial(_failure, service), watchers=watchers),
+            *authentication(config, service.metrics),
+        ],
+        exception_handlers={AssayError: partial(_error, service), HTTPException: partial(_http_error, service)},
     )
 
 
@@ -120,17 +131,20 @@ async def _answer(service: Service, dialects: tuple[Dialect, ...], request: Requ
     except AssayError:
         raise
     except Exception as error:
-        _log.exception("A request failed (x-request-id: %s).", request.headers.get("x-request-id"))
         raise InternalError("Internal server error; the server's log has the details.") from error
 
 
 async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Request) -> Response:
     """Any dialect's request: body → dialect → parse → check → engine → render."""
-    started = time.monotonic()
+    observation: Observation = request.scope["observation"]
+    limit = _time_limit(request.headers.get("x-request-timeout-ms"), service.config.request_timeout)
     body = await read_body(request, service.config.max_body_bytes)
     dialect = request.scope["dialect"] = choose(dialects, body)
     call = dialect.parse(Incoming(body, request.path_params, request.headers))
+    request_id = observation.named(call.request_id)
+    observation.prompts = call.prompts
     served = service.serving(call.model, call.any_model)
+    observation.model = served.name
     engine = served.ready()
     if len(call.prompts) > service.config.max_request_inputs:
         raise TooLargeError(
@@ -140,18 +154,28 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
         )
     activation = call.options.activation or engine.model.activation
     dialect.check(call, ModelFacts(served.name, engine.model.labels, activation))
-    predictions = await _unless_gone(request, engine.classify(call.prompts, call.options))
-    request_id = request.headers.get("x-request-id") or call.request_id or uuid.uuid4().hex
+    observation.scoring = time.monotonic()
+    scoring = engine.classify(call.prompts, call.options, deadline=observation.started + limit)
+    predictions = observation.predictions = await _unless_gone(request, scoring)
     answer = Answer(
         call=call,
         predictions=predictions,
         labels=engine.model.labels,
         model=served.name,
-        request_id=request_id[:_MAX_REQUEST_ID],
+        request_id=request_id,
         created=int(time.time()),
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - observation.started,
     )
-    return json_response(dialect.render(answer), headers=dialect.headers(answer))
+    return json_response(dialect.render(answer), headers=observation.timing_headers() | dialect.headers(answer))
+
+
+def _time_limit(header: str | None, default: float | None) -> float:
+    """Seconds that the request may take: the caller's word, else the operator's, else no end."""
+    if header is None:
+        return math.inf if default is None else default
+    if not (header.isascii() and header.isdecimal() and 0 < len(header) <= 12 and int(header) > 0):
+        raise RequestError(f"The header x-request-timeout-ms is {header!r}; it must be whole milliseconds, 1 or more.")
+    return int(header) / 1000
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -172,14 +196,30 @@ async def _error(service: Service, request: Request, error: Exception) -> Respon
     """Every refusal and failure, in the shape of the dialect whose path it was; the document's shape elsewhere."""
     assert isinstance(error, AssayError)
     service.metrics.errors.labels(error.type).inc()
+    request.scope["error_type"] = error.type
+    if isinstance(error, InternalError):
+        error = _logged(error, request.scope["observation"].request_id)
     dialect: Dialect = request.scope.get("dialect") or spoken_at(request.url.path)
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}
     return json_response(dialect.render_error(error), dialect.status(error), headers)
 
 
+def _logged(error: InternalError, request_id: str) -> InternalError:
+    """The same, naming the request for whoever reads the log. There a bug has its type and frames, and no message: that
+    may quote a caller's text.
+    """
+    bug, details = error.__cause__, ""
+    if bug is not None:
+        details = f"\n{''.join(traceback.format_tb(bug.__traceback__)).rstrip()}\n{type(bug).__name__}"
+    _log.error("Request %s failed: %s%s", request_id, error.message, details)
+    return InternalError(f"{error.message} (request id {request_id})", error.param)
+
+
 async def _failure(service: Service, request: Request, error: Exception) -> Response:
-    """A bug in a route that is no dialect. Starlette hands it on to the server, which logs it."""
-    return await _error(service, request, InternalError("Internal server error; the server's log has the details."))
+    """A bug in a route that is no dialect."""
+    failure = InternalError("Internal server error; the server's log has the details.")
+    failure.__cause__ = error
+    return await _error(service, request, failure)
 
 
 async def _http_error(service: Service, request: Request, error: Exception) -> Response:

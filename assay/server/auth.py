@@ -50,6 +50,7 @@ class Authenticate:
             return
         error = UnauthorizedError("Unauthorized")
         self.metrics.errors.labels(error.type).inc()
+        scope["error_type"] = error.type
         dialect = next((dialect for path, dialect in self._dialects if path.match(scope["path"])), None)
         if dialect is None:
             dialect = spoken_at(scope["path"])

@@ -34,6 +34,7 @@ from assay.errors import (
 from assay.sequence import Prediction
 from assay.server.auth import OPEN_PATHS
 from assay.server.endpoint import Endpoint
+from assay.server.observation import TIMING_HEADERS
 
 Object = dict[str, Any]
 
@@ -52,7 +53,11 @@ _REFUSALS: tuple[AssayError, ...] = (
     DeadlineError("The deadline passed before the request was answered."),
 )
 _NO_PATH = NotFoundError("There is no such path here; POST /v1/classify, or GET /v1/models.")
-_REQUEST_ID = {"description": "The caller's own id, echoed.", "schema": {"type": "string"}}
+_REQUEST_ID = {"description": "The caller's own id, echoed; a new one where none came.", "schema": {"type": "string"}}
+_TIMEOUT = {
+    "description": "Milliseconds that the request may take; past them it ends in an error, and is not computed.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 10**12 - 1},
+}
 _SECONDS = {"description": "Seconds to wait before another try.", "schema": {"type": "integer", "minimum": 0}}
 _CHALLENGE = {"description": "The scheme that is asked for: Bearer.", "schema": {"type": "string"}}
 _HEADERS = ((UnauthorizedError, "WWW-Authenticate", _CHALLENGE), (QueueFullError, "Retry-After", _SECONDS))
@@ -84,7 +89,10 @@ def openapi_document(model: str, endpoints: Sequence[Endpoint]) -> Object:
         "components": {
             "schemas": components,
             "headers": {"X-Request-Id": _REQUEST_ID},
-            "parameters": {"X-Request-Id": {"name": "X-Request-Id", "in": "header", **_REQUEST_ID}},
+            "parameters": {
+                "X-Request-Id": {"name": "X-Request-Id", "in": "header", **_REQUEST_ID},
+                "X-Request-Timeout-Ms": {"name": "X-Request-Timeout-Ms", "in": "header", **_TIMEOUT},
+            },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "Where the server has --api-key."},
                 "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
@@ -131,8 +139,10 @@ class _Writer:
         answered = self._content([dialect.response for dialect in dialects])
         answered["examples"] = {dialect.name: {"value": _built(dialect.render(answer))} for dialect, answer in answers}
         errors = [(dialect, error) for dialect in dialects for error in _REFUSALS if _can_end_in(dialect, path, error)]
-        headers = sorted({name for dialect, answer in answers for name in dialect.headers(answer)})
-        return self._operation(path, method, dialects[0].name) | {
+        headers = sorted({*TIMING_HEADERS, *(name for dialect, answer in answers for name in dialect.headers(answer))})
+        operation = self._operation(path, method, dialects[0].name)
+        operation["parameters"].append({"$ref": "#/components/parameters/X-Request-Timeout-Ms"})
+        return operation | {
             "summary": dialects[0].summary + (f"; or {len(dialects) - 1} other bodies" if len(dialects) > 1 else ""),
             "description": _choice(dialects),
             "requestBody": {"required": True, "content": {"application/json": content}},

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from assay.config import EngineConfig, ServerConfig
 from assay.engine.engine import Engine
@@ -25,6 +26,15 @@ class Served:
     def available(self) -> bool:
         """Whether it takes work."""
         return self.engine is not None and self.engine.available
+
+    @property
+    def state(self) -> str:
+        """`ok`, or why it takes no work: `loading`, `draining` or `dead`."""
+        if self.engine is None:
+            return "loading"
+        if self.engine.failure is not None:
+            return "dead"
+        return "ok" if self.engine.available else "draining"
 
     def ready(self) -> Engine:
         """The engine. Raises UnavailableError while it loads."""
@@ -57,6 +67,8 @@ class Service:
             raise ConfigError(f"Two models have the same name: {', '.join(names)}. Write NAME=MODEL for each.")
         self.created = int(time.time())
         self.metrics = Metrics()
+        for served in self.models:
+            self.metrics.of(served.name).read_state(partial(getattr, served, "state"))
         self._load = load
 
     @property

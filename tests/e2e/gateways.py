@@ -29,7 +29,7 @@ GATEWAYS = {
         "sglang-router==0.3.2",
         "sglang-router launch",
         "--policy cache_aware --cache-threshold 1.0 --balance-abs-threshold 0 --balance-rel-threshold 1.0 "
-        f"--disable-circuit-breaker {_HEALTH}",
+        f"--cb-timeout-duration-secs 5 {_HEALTH}",
     ),
     "smg": ("smg==1.13.0", "smg launch", f"--policy least_load {_HEALTH}"),
     "vllm-router": (
