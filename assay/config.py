@@ -5,6 +5,7 @@ these declarations.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +26,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 AccessLogForm = Literal["none", "json", "text"]
 
 TEMPLATES = Path(__file__).parent / "templates"
+_HOST = re.compile(r"\*|[\w.-]+")
+_ORIGIN = re.compile(r"https?://(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?")
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "emotions"
 
 
@@ -81,6 +84,14 @@ def _check_keys(api_keys: tuple[str, ...]) -> None:
             )
 
 
+def _check_names(setting: str, values: tuple[str, ...], pattern: re.Pattern[str], allowed: str) -> None:
+    if not isinstance(values, tuple):
+        raise ConfigError(f"{setting} must be a tuple of strings.")
+    for value in values:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ConfigError(f"{setting} has {value!r}; it must be {allowed}.")
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """One model and how it is run."""
@@ -104,6 +115,7 @@ class EngineConfig:
     chat_template: Annotated[
         str | None, Setting("Jinja file, or the name of a shipped one, in place of the checkpoint's template.")
     ] = None
+    trust_request_chat_template: Annotated[bool, Setting("Let requests bring their own chat_template.")] = False
     classifier_from_token: Annotated[
         str | None,
         Setting("For rerankers saved as language models: the answer tokens, no,yes (second minus first), or one."),
@@ -157,6 +169,32 @@ class ServerConfig:
         tuple[str, ...],
         Setting("Ask for this key; may be repeated. Default: ASSAY_API_KEY, keys separated by commas."),
     ] = field(default=(), repr=False)
+    uds: Annotated[
+        str | None, Setting("Listen on a Unix socket at this path, for this user alone (0600); not on host and port.")
+    ] = None
+    ssl_certfile: Annotated[str | None, Setting("Serve HTTPS with this PEM certificate, its chain after it.")] = None
+    ssl_keyfile: Annotated[str | None, Setting("The certificate's key, where it is in a file of its own.")] = None
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Answer requests for this host name; may be repeated, * is any. Default on a loopback address: "
+            "localhost. IP addresses always pass."
+        ),
+    ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Setting("Let pages of this origin ask, such as https://app.example.com; may be repeated. Default: none."),
+    ] = ()
+    max_connections: Annotated[int, Setting("Open connections; more get 503.", least=1)] = 4096
+    max_header_bytes: Annotated[int, Setting("Larger request heads get 431.", least=256)] = 32 * 1024
+    header_timeout: Annotated[
+        float,
+        Setting("Seconds until a request's head must be there, from its first byte or the connection's start.", 0.1),
+    ] = 10.0
+    body_timeout: Annotated[float, Setting("Seconds until a request's body must be there, else 408.", least=0.1)] = 30.0
+    write_timeout: Annotated[
+        float, Setting("Seconds after which a client that does not read its answer is cut off.", least=0.1)
+    ] = 30.0
     max_body_bytes: Annotated[int, Setting("Larger request bodies get 413.", least=1)] = 8 * 1024 * 1024
     max_request_inputs: Annotated[int, Setting("Requests with more inputs get 413.", least=1)] = 16_384
     request_timeout: Annotated[
@@ -174,6 +212,10 @@ class ServerConfig:
     def __post_init__(self) -> None:
         _check(self)
         _check_keys(self.api_keys)
+        _check_names("allowed_hosts", self.allowed_hosts, _HOST, "a host's name without a port, or *")
+        _check_names("cors_origins", self.cors_origins, _ORIGIN, "like https://app.example.com: no path, no *")
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ConfigError("ssl_keyfile is set, and ssl_certfile is not; give both.")
         if self.log_inputs and self.access_log == "none":
             raise ConfigError("log_inputs is set, and access_log is none; choose json or text.")
         if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):

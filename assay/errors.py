@@ -7,8 +7,12 @@ AssayError
 │   ├── NotFoundError       404  no such path
 │   ├── ModelNotFoundError  404  no such model
 │   ├── MethodError         405
+│   ├── SlowRequestError    408  its head or body did not come in time
 │   ├── TooLargeError       413  body or batch over the server's limits
-│   └── MediaTypeError      415
+│   ├── UriTooLongError     414
+│   ├── MediaTypeError      415
+│   ├── MisdirectedError    421  meant for a host that this server is not
+│   └── HeadTooLargeError   431
 ├── QueueFullError          429  try again later
 │   └── OverloadedError     503  the same, where the operator wants callers to see a 503
 ├── ClientGoneError         499  the caller hung up
@@ -76,14 +80,34 @@ class MethodError(RequestError):
     type = "method_not_allowed"
 
 
+class SlowRequestError(RequestError):
+    status = 408
+    type = "request_timeout"
+
+
 class TooLargeError(RequestError):
     status = 413
     type = "request_too_large"
 
 
+class UriTooLongError(RequestError):
+    status = 414
+    type = "uri_too_long"
+
+
 class MediaTypeError(RequestError):
     status = 415
     type = "unsupported_media_type"
+
+
+class MisdirectedError(RequestError):
+    status = 421
+    type = "misdirected_request"
+
+
+class HeadTooLargeError(RequestError):
+    status = 431
+    type = "head_too_large"
 
 
 class QueueFullError(AssayError):

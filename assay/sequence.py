@@ -12,10 +12,14 @@ TruncationSide = Literal["left", "right"]
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A text to score, or a pair of texts that the model reads together."""
+    """A text to score, or a pair of texts that the model reads together.
+
+    instruction: what a reranker's template is told of the task, where it takes one.
+    """
 
     text: str
     text_pair: str | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,14 @@ class ChatPrompt:
     add_generation_prompt: end with the opening of the assistant's next turn.
     continue_final_message: leave the last message open, without its closing tokens.
     template_kwargs: further variables of the template, e.g. `enable_thinking`.
+    template: a template of the request's own, where the operator trusts requests so far.
     """
 
     messages: list[dict[str, Any]]
     add_generation_prompt: bool = False
     continue_final_message: bool = False
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    template: str | None = None
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from assay.config import Device, DType
+from assay.engine.encoder import PromptEncoder
 from assay.engine.runner import ModelRunner, form
-from assay.engine.tokenizer import PromptEncoder, load_tokenizer
+from assay.engine.tokenizer import load_tokenizer
 from assay.errors import CheckpointError, ConfigError
 from assay.model.reference import classifiers, load_reference, load_reference_tokenizer
 from assay.model.registry import LoadedModel, load_model

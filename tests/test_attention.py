@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.model.attention import attention
-from assay.model.batch import PackedBatch, pack
+from assay.model.batch import PackedBatch, pack, pick
 from assay.sequence import Sequence
 
 TOLERANCE = 2e-6
@@ -89,7 +89,14 @@ def test_any_lengths_in_any_order(
     window: tuple[int, int] | None,
     softcap: float | None,
 ) -> None:
-    check(lengths, kv_heads=kv_heads, head_dim=head_dim, causal=causal, window=window, softcap=softcap)
+    options: dict[str, Any] = {"causal": causal, "window": window, "softcap": softcap}
+    check(lengths, kv_heads=kv_heads, head_dim=head_dim, **options)
+    q, k, v = qkv(sum(lengths), 4, kv_heads, head_dim)
+    batch = packed(lengths)
+    everywhere = attention(q, k, v, batch, scale=0.4, **options)
+    for rows in ("first", "last"):  # one query a sequence is that query among all
+        alone = attention(pick(q, batch, rows), k, v, batch, scale=0.4, rows=rows, **options)
+        assert (alone - pick(everywhere, batch, rows)).abs().max() < TOLERANCE
 
 
 def test_softcap_over_more_rows_than_one_block() -> None:

@@ -146,7 +146,7 @@ TAKES = {
     "user": {"null", "text", "empty text"},
     "rid": {"null", "text", "empty text", "list", "list of texts"},
     "request_id": {"null", "text", "empty text"},
-    "priority": {"integer", "huge"},
+    "priority": {"integer", "huge", "null"},
     "truncate_prompt_tokens": {"null", "integer"},
     "truncation_side": {"null"},
     "add_special_tokens": {"null", "true"},

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from assay.engine.encoder import PromptEncoder
 from assay.engine.runner import ModelRunner, form
-from assay.engine.tokenizer import PromptEncoder, load_tokenizer
+from assay.engine.tokenizer import load_tokenizer
 from assay.model import bert
 from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Run, pack

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from assay.engine.chat import ChatTemplate, load_chat_template
-from assay.engine.tokenizer import PromptEncoder, TextTokenizer, load_tokenizer
+from assay.engine.encoder import PromptEncoder
+from assay.engine.tokenizer import TextTokenizer, load_tokenizer
 from assay.errors import CheckpointError, RequestError
 from assay.sequence import ChatPrompt, Options, TextPrompt
 from tests.tiny import save_bert_tokenizer

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from assay import Classifier
 from assay.errors import CheckpointError, ConfigError
-from assay.model import deberta
-from assay.model.deberta import disentangled_attention
+from assay.model import deberta, disentangled
+from assay.model.batch import pack, pick
+from assay.model.disentangled import disentangled_attention, disentangled_rows
 from assay.model.registry import load_model
 from assay.sequence import Sequence
 from tests.tiny import rewrite_weights
@@ -78,9 +79,9 @@ def test_strips_and_blocks_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: str, rows: int, strip: int, scores: int
 ) -> None:
     theirs = save_deberta(tmp_path, seed=2, pos_att_type=kinds, num_hidden_layers=2)
-    monkeypatch.setattr(deberta, "_ROWS", rows)
-    monkeypatch.setattr(deberta, "_STRIP", strip)
-    monkeypatch.setattr(deberta, "_MAX_SCORES", scores)
+    monkeypatch.setattr(disentangled, "_ROWS", rows)
+    monkeypatch.setattr(disentangled, "_STRIP", strip)
+    monkeypatch.setattr(disentangled, "_MAX_SCORES", scores)
     sequences = some_sequences(MAX_LEN)
     assert worst(ours_of(load_model(tmp_path), sequences), theirs_of(theirs, sequences)) <= TOLERANCE
 
@@ -202,3 +203,18 @@ def test_a_config_that_cannot_be_is_refused(tmp_path: Path, wrong: dict[str, Any
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
     with pytest.raises(CheckpointError, match=says):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("kinds", [("c2p", "p2c"), ("c2p",), ("p2c",), ()], ids=str)
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 3], [7, 7, 70, 130], [600]], ids=str)
+def test_one_query_a_sequence_is_that_query_among_all(lengths: list[int], kinds: tuple[str, ...]) -> None:
+    """The last layer asks with the pooled tokens alone."""
+    generator = torch.Generator().manual_seed(1)
+    batch = pack([Sequence([1] * length) for length in lengths])
+    q, k, v = (torch.randn(sum(lengths), 3, 4, generator=generator) for _ in range(3))
+    pos_key, pos_query = (torch.randn(3, 2 * max(lengths) - 1, 4, generator=generator) for _ in range(2))
+    tables = (pos_key if "c2p" in kinds else None, pos_query if "p2c" in kinds else None)
+    everywhere = disentangled_attention(q, k, v, *tables, batch, 0.4)
+    for rows in ("first", "last"):
+        alone = disentangled_rows(q, k, v, *tables, batch, 0.4, rows)
+        assert (alone - pick(everywhere, batch, rows)).abs().max() < 1e-5

@@ -415,6 +415,7 @@ def swapped_halves(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
 
 
 def token_before_last(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
+    module.head.rows = None
     module.head.pool = lambda hidden, batch: hidden[(batch.cu_seqlens[1:] - 2).clamp(min=0)]
 
 

@@ -111,9 +111,9 @@ async def test_raw_scores_are_not_flagged_but_refused(tmp_path: Path) -> None:
 @pytest_asyncio.fixture(loop_scope="module")
 async def client(server: InProcess) -> AsyncIterator[openai.AsyncOpenAI]:
     transport = httpx2.ASGITransport(server.app)
-    http_client = httpx2.AsyncClient(transport=transport, base_url="http://assay")
+    http_client = httpx2.AsyncClient(transport=transport, base_url="http://localhost")
     async with openai.AsyncOpenAI(
-        api_key="none", base_url="http://assay/v1", http_client=http_client, max_retries=0
+        api_key="none", base_url="http://localhost/v1", http_client=http_client, max_retries=0
     ) as client:
         yield client
 

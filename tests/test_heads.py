@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from assay.model.batch import PackedBatch, pack
+from assay.model.batch import PackedBatch, Rows, pack, pick
 from assay.model.blueprint import HeadSpec
 from assay.model.heads import POOLS, TextClassifier, activate, build_head
 from assay.sequence import Sequence
@@ -70,7 +70,7 @@ def fill(module: nn.Module) -> nn.Module:
 def test_head_is_dense_act_out() -> None:
     head = fill(build_head(HeadSpec("first", 4, 3, dense=True, act="tanh")))
     hidden = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
-    logits = head(hidden, packed(2, 3))
+    logits = head(hidden[[0, 2]], packed(2, 3))
     weights = dict(head.named_parameters())
     pooled = hidden[[0, 2]]
     expected = torch.tanh(pooled @ weights["dense.weight"].T + weights["dense.bias"])
@@ -84,9 +84,9 @@ def test_head_computes_in_float32_over_a_half_trunk(dtype: torch.dtype, pool: st
     """The trunk's hidden states are rounded; what the head makes of them is not."""
 
     class Trunk(nn.Module):
-        def forward(self, batch: PackedBatch) -> Tensor:
+        def forward(self, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
             generator = torch.Generator().manual_seed(2)
-            return torch.randn(batch.num_tokens, 8, generator=generator).to(dtype)
+            return pick(torch.randn(batch.num_tokens, 8, generator=generator).to(dtype), batch, rows)
 
     head = fill(build_head(HeadSpec(pool, 8, 3, dense=True, act="tanh")))  # type: ignore[arg-type]
     batch = packed(2, 3)

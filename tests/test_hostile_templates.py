@@ -106,6 +106,7 @@ TEXTS = {
 }
 NUMBERS = {
     "a power": "{{ 10 ** 10 ** 10 }}",
+    "a power of a power": "{{ 10 ** (10 ** 10) }}",
     "powers in a loop": "{% set n = namespace(x=2) %}{% for i in range(99) %}"
     "{% set n.x = n.x ** 2 %}{% endfor %}{{ n.x }}",
     "products in a loop": "{% set n = namespace(x=2) %}{% for i in range(9999) %}"

@@ -97,9 +97,9 @@ async def test_a_dead_engine_is_neither(folder: Path) -> None:
 
 
 async def test_openais_client_reads_the_card(server: InProcess) -> None:
-    http_client = httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url="http://assay")
+    http_client = httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url="http://localhost")
     async with openai.AsyncOpenAI(
-        api_key="none", base_url="http://assay/v1", http_client=http_client, max_retries=0
+        api_key="none", base_url="http://localhost/v1", http_client=http_client, max_retries=0
     ) as client:
         assert (await client.models.retrieve("assay/golden")).id == "assay/golden"
         with pytest.raises(openai.NotFoundError):

@@ -173,6 +173,7 @@ def _gate_and_input_swapped(model: nn.Module) -> None:
 
 def _pool_the_mean(model: nn.Module) -> None:
     head: Any = model.get_submodule("head")
+    head.rows = None
     head.pool = lambda hidden, batch: torch.stack(
         [hidden[a:b].mean(0) for a, b in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)]
     )

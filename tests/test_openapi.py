@@ -16,7 +16,15 @@ from starlette.routing import Route
 
 from assay.dialects import DIALECTS, PATHS, spoken_at
 from assay.dialects.dialect import Dialect, Incoming
-from assay.errors import AssayError, ClientGoneError, MethodError, NotFoundError, SetupError
+from assay.errors import (
+    AssayError,
+    ClientGoneError,
+    HeadTooLargeError,
+    MethodError,
+    NotFoundError,
+    SetupError,
+    UriTooLongError,
+)
 from assay.server import docs_page, openapi
 from assay.server.endpoint import Endpoint
 from assay.server.openapi import openapi_document
@@ -112,7 +120,7 @@ def kinds(error: type[AssayError]) -> set[type[AssayError]]:
 
 async def test_no_kind_of_error_is_left_out() -> None:
     unseen = {AssayError, ClientGoneError} | kinds(SetupError)  # by any caller
-    unscored = {NotFoundError, MethodError}  # where there is no operation
+    unscored = {NotFoundError, MethodError, UriTooLongError, HeadTooLargeError}  # where there is no operation
     assert {type(error) for error in openapi._REFUSALS} == kinds(AssayError) - unseen - unscored
 
 

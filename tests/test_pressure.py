@@ -81,7 +81,7 @@ async def test_a_full_queue_says_when_to_try_again(folder: Path, when_full: str,
     async with in_process(folder, engine={"max_queue_tokens": 40, "when_full": when_full}) as server:
         with gate_before_forward(server) as gate:
             running = asyncio.create_task(ask(server))
-            await until(lambda: server.service.engine.load_now()[:2] == (1, 0))
+            await until(lambda: server.service.engine._worker._running)
             waiting = asyncio.create_task(ask(server, [[5] * 20, [6] * 15]))
             await until(lambda: server.service.engine.load_now()[2] == 35)
             refused = await ask(server, "so new " * 20, path)
@@ -156,7 +156,7 @@ async def test_work_of_a_client_that_has_gone_is_dropped(folder: Path) -> None:
         assert engine is not None
         with gate_before_forward(server):
             running = asyncio.create_task(ask(server))
-            await until(lambda: engine.load_now()[:2] == (1, 0))
+            await until(lambda: engine._worker._running)
             gone = asyncio.create_task(ask(server, [[5] * 20] * 50))
             await until(lambda: engine.load_now()[1] == 50)
             gone.cancel()

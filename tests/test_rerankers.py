@@ -23,7 +23,8 @@ from assay.engine.chat import ChatTemplate
 from assay.errors import AssayError, CheckpointError, ConfigError, RequestError
 from assay.model.weights import logit_score_ids
 from assay.sequence import ChatPrompt
-from tests.tiny import bert_vocab, randomize, save_bert_tokenizer
+from tests.e2e.process import in_process
+from tests.tiny import bert_vocab, randomize, save_bert, save_bert_tokenizer
 
 VOCAB = {piece: i for i, piece in enumerate(bert_vocab())}
 SIZES = {
@@ -189,3 +190,53 @@ def test_broken_modules_are_checkpoint_errors_or_none(
     (tmp_path / "score" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError):
         logit_score_ids(tmp_path)
+
+
+async def test_an_instruction_reaches_a_template_that_takes_one(tmp_path: Path) -> None:
+    """Qwen3-Reranker's prompt: the instruction stands where a system message puts it, and moves the score."""
+    save(tmp_path, max_position_embeddings=400)
+    options = {"classifier_from_token": "broke,great", "chat_template": "qwen3-reranker"}
+    with Classifier(str(tmp_path), **options) as classifier:
+        conversation = [("system", "so new"), ("query", "the coffee"), ("document", "was great")]
+        messages = [{"role": role, "content": content} for role, content in conversation]
+        (expected_score,) = classifier.classify([messages])
+    async with in_process(tmp_path, engine=options) as server:
+        for path, body in (
+            ("/rerank", {"query": "the coffee", "documents": ["was great"], "instruction": "so new"}),
+            ("/v1/rerank", {"query": "the coffee", "documents": ["was great"], "instruct": "so new"}),
+            ("/score", {"text_1": "the coffee", "text_2": "was great", "instruction": "so new"}),
+        ):
+            answer = (await server.client.post(path, json=body)).json()
+            item = (answer.get("results") or answer["data"])[0]
+            got = item.get("relevance_score", item.get("score"))
+            assert got == pytest.approx(expected_score.probs[0], abs=1e-6)
+            plain = {key: value for key, value in body.items() if not key.startswith("instruct")}
+            other = (await server.client.post(path, json=plain)).json()
+            item = (other.get("results") or other["data"])[0]
+            assert item.get("relevance_score", item.get("score")) != pytest.approx(got, abs=1e-6)
+
+
+async def test_an_instruction_without_a_place_is_refused(tmp_path: Path) -> None:
+    save_bert(tmp_path, num_labels=1)
+    async with in_process(tmp_path) as server:
+        body = {"query": "the coffee", "documents": ["was great"], "instruction": "so new"}
+        refused = await server.client.post("/rerank", json=body)
+    assert refused.status_code == 400
+    assert "no place for an instruction" in refused.text
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_a_requests_own_template_needs_the_operators_trust(tmp_path: Path, trusted: bool) -> None:
+    save(tmp_path)
+    options = {"classifier_from_token": "broke,great", "trust_request_chat_template": trusted}
+    async with in_process(tmp_path, engine=options) as server:
+        body = {"messages": [{"role": "user", "content": "was great"}], "chat_template": "so {{ messages[0].content }}"}
+        own = await server.client.post("/v1/classify", json=body)
+        text = await server.client.post("/v1/classify", json={"input": "so was great", "add_special_tokens": False})
+        broken = await server.client.post("/v1/classify", json=body | {"chat_template": "{% for %}"})
+    if trusted:
+        assert own.json()["data"][0]["probs"] == pytest.approx(text.json()["data"][0]["probs"], abs=1e-6)
+        assert "not valid Jinja" in broken.json()["message"]
+    else:
+        assert "--trust-request-chat-template" in own.json()["message"]
+    assert broken.status_code == 400

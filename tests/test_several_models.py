@@ -35,7 +35,7 @@ async def client(folders: tuple[Path, Path, Path]) -> AsyncIterator[httpx.AsyncC
     async with app.router.lifespan_context(app):
         assert await asyncio.wait_for(loaded.get(), 30) is None
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
 

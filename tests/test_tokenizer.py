@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from assay.classifier import Classifier
-from assay.engine.tokenizer import PromptEncoder, load_tokenizer
+from assay.engine.encoder import PromptEncoder
+from assay.engine.tokenizer import load_tokenizer
 from assay.engine.truncation import longest_first
 from assay.errors import AssayError, CheckpointError, ContextLengthError, RequestError
 from assay.sequence import Options, Prompt, Sequence, TextPrompt, TokenPrompt

@@ -12,7 +12,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Config = TypeVar("Config")
 
 # Options whose names are not their settings'.
-_FLAGS = {"model": ("--model", "-m"), "api_keys": ("--api-key",)}
+_FLAGS = {
+    "model": ("--model", "-m"),
+    "api_keys": ("--api-key",),
+    "allowed_hosts": ("--allowed-host",),
+    "cors_origins": ("--cors-origin",),
+}
 
 
 def options_of(

@@ -102,14 +102,14 @@ class InputFields(OptionFields, kw_only=True):
             raise RequestError("Both `input` and `messages` are given; send one.", param="messages")
         if not self.messages:
             raise RequestError("`messages` is empty; a conversation needs at least one message.", param="messages")
-        if self.chat_template is not None:
-            raise RequestError(
-                "`chat_template` is not accepted from requests; the server's --chat-template sets one.", "chat_template"
-            )
         if self.continue_final_message and self.add_generation_prompt:
             raise RequestError("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
         kwargs = self.chat_template_kwargs or {}
-        return [ChatPrompt(self.messages, self.add_generation_prompt, self.continue_final_message, kwargs)]
+        return [
+            ChatPrompt(
+                self.messages, self.add_generation_prompt, self.continue_final_message, kwargs, self.chat_template
+            )
+        ]
 
 
 def input_prompts(value: Input | None, field: str) -> list[Prompt]:

@@ -20,12 +20,16 @@ class Document(msgspec.Struct):
 
 
 class RerankRequest(OptionFields, kw_only=True):
-    """top_n: how many results to return; 0 or absent means all. return_documents: vLLM's and Jina's answer has them."""
+    """top_n: how many results to return; 0 or absent means all. return_documents: vLLM's and Jina's answer has them.
+    instruction, or SGLang's instruct: for templates that take one.
+    """
 
     query: str
     documents: str | list[str | Document]
     top_n: int | None = None
     return_documents: bool | None = None
+    instruction: str | None = None
+    instruct: str | None = None
 
 
 class RerankResult(msgspec.Struct, kw_only=True):
@@ -66,7 +70,9 @@ def parse(incoming: Incoming) -> Call:
     texts = _texts(request)
     if not texts:
         raise RequestError("`documents` is empty; it needs at least one document.", param="documents")
-    call = request.call([pair_prompt(request.query, text, "`query`", "query") for text in texts], context=request)
+    task = request.instruction or request.instruct
+    prompts = [replace(pair_prompt(request.query, text, "`query`", "query"), instruction=task) for text in texts]
+    call = request.call([*prompts], context=request)
     return replace(call, any_model=request.model in _GATEWAYS_NAMES)
 
 

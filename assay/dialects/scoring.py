@@ -3,6 +3,7 @@
 Knows nothing of the model but how many labels it has.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, ModelFacts, decode
 from assay.dialects.inputs import InputFields, OptionFields, pair_prompt
 from assay.errors import AssayError, RequestError
-from assay.sequence import Prompt, TextPrompt
+from assay.sequence import TextPrompt
 
 # The four spellings of "first texts, second texts".
 _SPELLINGS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
@@ -19,7 +20,7 @@ Texts = str | list[str]
 
 
 class ScoreRequest(OptionFields, kw_only=True):
-    """One of the four spellings, each side a text or a list: 1:1, 1:N or N:N."""
+    """One of the four spellings, each side a text or a list: 1:1, 1:N or N:N. instruction: as in rerank."""
 
     queries: Texts | None = None
     documents: Texts | None = None
@@ -28,6 +29,7 @@ class ScoreRequest(OptionFields, kw_only=True):
     text_2: Texts | None = None
     data_1: Texts | None = None
     data_2: Texts | None = None
+    instruction: str | None = None
 
 
 class Score(msgspec.Struct):
@@ -66,7 +68,8 @@ class ErrorResponse(msgspec.Struct):
 def parse_score(incoming: Incoming) -> Call:
     request = decode(incoming.body, ScoreRequest)
     first, second = _spelling(request)
-    return request.call(_pairs(getattr(request, first), getattr(request, second), first, second))
+    pairs = _pairs(getattr(request, first), getattr(request, second), first, second)
+    return request.call([replace(pair, instruction=request.instruction or None) for pair in pairs])
 
 
 def _spelling(request: ScoreRequest) -> tuple[str, str]:
@@ -77,7 +80,7 @@ def _spelling(request: ScoreRequest) -> tuple[str, str]:
     return given[0]
 
 
-def _pairs(first: Texts, second: Texts, first_name: str, second_name: str) -> list[Prompt]:
+def _pairs(first: Texts, second: Texts, first_name: str, second_name: str) -> list[TextPrompt]:
     left = [first] if isinstance(first, str) else first
     right = [second] if isinstance(second, str) else second
     for side, name in ((left, first_name), (right, second_name)):

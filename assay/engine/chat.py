@@ -112,7 +112,7 @@ class ChatTemplate:
 
 def load_chat_template(folder: Path, config: Mapping[str, Any], override: Path | None = None) -> ChatTemplate | None:
     """The operator's template, else chat_template.jinja, else tokenizer_config.json's; None where there is none."""
-    tokens = {name: token for name in _SPECIAL_TOKENS if (token := _token_text(config.get(name)))}
+    tokens = special_tokens(config)
     if override is not None:
         try:
             return ChatTemplate(override.read_text("utf-8"), tokens)
@@ -126,6 +126,11 @@ def load_chat_template(folder: Path, config: Mapping[str, Any], override: Path |
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"The chat template of {folder} cannot be read.") from error
     return None if source is None else ChatTemplate(str(source), tokens)
+
+
+def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The tokens that templates may name, from tokenizer_config.json."""
+    return {name: token for name in _SPECIAL_TOKENS if (token := _token_text(config.get(name)))}
 
 
 def text_of(message: Mapping[str, Any]) -> str:

@@ -15,10 +15,11 @@ from typing import Self, TypeVar
 
 from assay.config import EngineConfig
 from assay.engine.admission import Admission
+from assay.engine.encoder import PromptEncoder
 from assay.engine.runner import Batch, ModelRunner
 from assay.engine.scheduler import Scheduler
 from assay.engine.threads import Threads
-from assay.engine.tokenizer import PromptEncoder, answer_token_ids, load_tokenizer
+from assay.engine.tokenizer import answer_token_ids, load_tokenizer
 from assay.engine.windows import Combination, combined
 from assay.engine.worker import Worker
 from assay.errors import AssayError, ConfigError, DeadlineError, InternalError, RequestError, UnavailableError
@@ -96,6 +97,7 @@ class Engine:
             max_model_len,
             model.type_vocab_size,
             pairs_need_template=answer_ids is not None,
+            trusts_templates=config.trust_request_chat_template,
         )
         engine = cls(config, model, encoder, max_model_len, (metrics or Metrics()).of(config.served_name))
         engine._worker.runner.warm_up()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from assay.model.batch import PackedBatch, Run
+from assay.model.batch import PackedBatch, Rows, Run
 
 Window = tuple[int, int]
 """How far a token sees to its left and to its right, both inclusive."""
@@ -22,35 +22,51 @@ def attention(
     causal: bool = False,
     window: Window | None = None,
     softcap: float | None = None,
+    rows: Rows | None = None,
 ) -> Tensor:
     """Attention within each sequence.
 
-    q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads, head_dim], where kv_heads divides heads (GQA).
-    Returns [tokens, heads, head_dim].
+    q: [tokens, heads, head_dim], or [seqs, heads, head_dim] where `rows` says which token of each sequence asks.
+    k, v: [tokens, kv_heads, head_dim], where kv_heads divides heads (GQA). Returns the shape of q.
     causal: a token sees nothing to its right. softcap: scores become cap * tanh(score / cap), as in Gemma 2.
     Each run of equal-length sequences is one dense call, so no token is padding, and a mask is built only where a
     window bites.
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    seqs = 0
     for run in batch.runs:
-        q_run, k_run, v_run = (by_run(x, run) for x in (q, k, v))
-        mask = _mask(run.length, causal, window, q.device)
-        if softcap is None:
-            dense = scaled_dot_product_attention(
-                q_run,
-                k_run,
-                v_run,
-                attn_mask=mask,
-                is_causal=causal and mask is None,
-                scale=scale,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )
-        else:
-            if causal and mask is None:
-                mask = _mask(run.length, True, (run.length, 0), q.device, always=True)
-            dense = _capped(q_run, k_run, v_run, mask, scale, softcap)
-        by_run(out, run).copy_(dense)
+        k_run, v_run = by_run(k, run), by_run(v, run)
+        if rows is None:
+            own, mask, one_sided = run, _mask(run.length, causal, window, q.device), causal
+        else:  # one query each, so what it sees is a slice
+            own, mask, one_sided = Run(seqs, run.count, 1), None, False
+            seen = _seen(rows, run.length, causal, window)
+            k_run, v_run = k_run[:, :, seen], v_run[:, :, seen]
+        dense = _dense(by_run(q, own), k_run, v_run, mask, one_sided, scale, softcap)
+        by_run(out, own).copy_(dense)
+        seqs += run.count
     return out
+
+
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, softcap: float | None
+) -> Tensor:
+    """Equal lengths: q [count, heads, queries, head_dim], k and v [count, kv_heads, length, head_dim]."""
+    if softcap is None:
+        return scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    if causal and mask is None:
+        mask = _mask(k.shape[2], True, (k.shape[2], 0), q.device, always=True)
+    return _capped(q, k, v, mask, scale, softcap)
+
+
+def _seen(rows: Rows, length: int, causal: bool, window: Window | None) -> slice:
+    """The places that the first or the last token of a sequence sees."""
+    if rows == "first":
+        right = 0 if causal else length if window is None else window[1]
+        return slice(0, min(length, right + 1))
+    return slice(0 if window is None else max(0, length - 1 - window[0]), length)
 
 
 def by_run(x: Tensor, run: Run) -> Tensor:

@@ -3,11 +3,15 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from assay.sequence import Sequence
+
+Rows = Literal["first", "last"]
+"""One token of each sequence, where a head reads no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,20 @@ class PackedBatch:
             self.cu_seqlens.to(device, non_blocking=True),
             self.runs,
         )
+
+
+def pick(x: Tensor, batch: PackedBatch, rows: Rows | None) -> Tensor:
+    """[tokens, ...] → [seqs, ...], the first or the last token of each sequence; all of x where rows is None.
+
+    The last is the true last token, as vLLM and SGLang pool; transformers skips back over tokens that equal the pad id.
+    """
+    match rows:
+        case None:
+            return x
+        case "first":
+            return x[batch.cu_seqlens[:-1]]
+        case "last":
+            return x[batch.cu_seqlens[1:] - 1]
 
 
 def pack(sequences: Seq[Sequence]) -> PackedBatch:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from assay.errors import CheckpointError
 from assay.model.attention import attention
-from assay.model.batch import PackedBatch
+from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
 from assay.model.linear import Linear
 from assay.model.mlp import MLP
@@ -266,7 +266,7 @@ def blueprint(architecture: str, raw: Raw, shapes: Shapes) -> Blueprint:
 
 
 class BertModel(nn.Module):
-    """PackedBatch → hidden states [tokens, hidden]."""
+    """PackedBatch → hidden states [tokens, hidden], or [seqs, hidden] of those rows alone."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -282,11 +282,12 @@ class BertModel(nn.Module):
         unshared = (config.num_hidden_groups or config.num_hidden_layers) * config.inner_group_num
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(unshared))
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
         x: Tensor = self.project(self.norm(self.embed(batch)))
-        for i in self.order:
+        for i in self.order[:-1]:
             x = self.layers[i](x, batch)
-        return x
+        last: Tensor = self.layers[self.order[-1]](x, batch, rows)
+        return last
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """The sum of the embeddings, [tokens, embedding]. Where there is but one token type, all tokens are of it."""
@@ -321,12 +322,13 @@ class BertLayer(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        x = self.attn_norm(x + self.attend(x, batch))
+    def forward(self, x: Tensor, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
+        x = self.attn_norm(pick(x, batch, rows) + self.attend(x, batch, rows))
         out: Tensor = self.mlp_norm(x + self.mlp(x))
         return out
 
-    def attend(self, x: Tensor, batch: PackedBatch) -> Tensor:
+    def attend(self, x: Tensor, batch: PackedBatch, rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)
-        out: Tensor = self.attn_out(attention(q, k, v, batch, scale=self.scale).flatten(1))
+        seen = attention(pick(q, batch, rows), k, v, batch, scale=self.scale, rows=rows)
+        out: Tensor = self.attn_out(seen.flatten(1))
         return out

@@ -58,7 +58,8 @@ class HeadSpec:
 class Blueprint:
     """A model to build and how to fill it.
 
-    trunk: makes the module that turns a PackedBatch into hidden states [tokens, hidden].
+    trunk: makes the module that turns a PackedBatch into hidden states [tokens, hidden], or, told which rows are read,
+        into those [seqs, hidden].
     type_vocab_size: token types that the embeddings know; 0 where there are none.
     max_positions: the longest sequence that the position scheme can number.
     reward: the score is a raw reward whatever the config says: no activation, one label.

@@ -3,24 +3,21 @@
 Knows no padding and no mask: a score is made of two contents and their distance, and a sequence sees only itself.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from assay.errors import CheckpointError
-from assay.model.attention import attention, by_run
-from assay.model.batch import PackedBatch, Run
+from assay.model.attention import attention
+from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
+from assay.model.disentangled import disentangled_attention, disentangled_rows
 from assay.model.linear import Linear
 from assay.model.mlp import MLP, activation
-
-_ROWS = 512  # queries whose scores are held at once: memory stays linear in length
-_STRIP = 64  # on a CPU, tokens multiplied at once with their distances: more are wasted work, fewer a slow product
-_MAX_SCORES = 1 << 20  # scores of short sequences that are held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,7 @@ def blueprint(architecture: str, raw: Mapping[str, Any], shapes: Shapes) -> Blue
 
 
 class DebertaModel(nn.Module):
-    """PackedBatch → hidden states [tokens, hidden]."""
+    """PackedBatch → hidden states [tokens, hidden], or [seqs, hidden] of those rows alone."""
 
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
@@ -143,7 +140,7 @@ class DebertaModel(nn.Module):
         self.layers = nn.ModuleList(DebertaLayer(config) for _ in range(config.num_hidden_layers))
         self.conv = ConvLayer(config) if config.conv_kernel_size > 0 else None
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
         x: Tensor = self.word_embeddings(batch.input_ids)
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(batch.position_ids)
@@ -151,11 +148,15 @@ class DebertaModel(nn.Module):
             x = x + self.token_type_embeddings(batch.token_type_ids)
         x = embedded = self.norm(self.embed_proj(x))
         distances = None if self.relative is None else self.relative(batch)
-        for i, layer in enumerate(self.layers):
+        x = self.layers[0](x, batch, distances)
+        if self.conv is not None:
+            x = self.conv(embedded, x, batch)
+        for layer in self.layers[1:-1]:
             x = layer(x, batch, distances)
-            if i == 0 and self.conv is not None:
-                x = self.conv(embedded, x, batch)
-        return x
+        if len(self.layers) == 1:
+            return pick(x, batch, rows)
+        last: Tensor = self.layers[-1](x, batch, distances, rows)
+        return last
 
 
 class RelativeEmbeddings(nn.Module):
@@ -219,20 +220,21 @@ class DebertaLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(hidden, config.layer_norm_eps)
         self._positions: tuple[Tensor | None, Tensor | None] | None = None
 
-    def forward(self, x: Tensor, batch: PackedBatch, distances: Distances | None) -> Tensor:
-        x = self.attn_norm(x + self.attend(x, batch, distances))
+    def forward(self, x: Tensor, batch: PackedBatch, distances: Distances | None, rows: Rows | None = None) -> Tensor:
+        x = self.attn_norm(pick(x, batch, rows) + self.attend(x, batch, distances, rows))
         out: Tensor = self.mlp_norm(x + self.mlp(x))
         return out
 
-    def attend(self, x: Tensor, batch: PackedBatch, distances: Distances | None) -> Tensor:
+    def attend(self, x: Tensor, batch: PackedBatch, distances: Distances | None, rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)
         if distances is None or not (self.c2p or self.p2c):
-            seen = attention(q, k, v, batch, scale=self.scale)
+            seen = attention(pick(q, batch, rows), k, v, batch, scale=self.scale, rows=rows)
         else:
             keys, queries = self.positions(distances.relative)
             pos_key = None if keys is None else keys[:, distances.descending]
             pos_query = None if queries is None else queries[:, distances.ascending]
-            seen = disentangled_attention(q, k, v, pos_key, pos_query, batch, self.scale)
+            attend = disentangled_attention if rows is None else partial(disentangled_rows, rows=rows)
+            seen = attend(q, k, v, pos_key, pos_query, batch, self.scale)
         out: Tensor = self.attn_out(seen.flatten(1))
         return out
 
@@ -252,81 +254,6 @@ class DebertaLayer(nn.Module):
                 queries = (queries * self.scale).view(len(table), self.num_heads, -1).transpose(0, 1).contiguous()
             self._positions = keys, queries
         return self._positions
-
-
-def disentangled_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pos_key: Tensor | None,
-    pos_query: Tensor | None,
-    batch: PackedBatch,
-    scale: float,
-) -> Tensor:
-    """Attention within each sequence by scale * q_i·k_j + q_i·pos_key(i - j) + k_j·pos_query(i - j).
-
-    q, k, v: [tokens, heads, head_dim]. pos_key, pos_query: [heads, 2 * longest - 1, head_dim], already scaled, one row
-    for each distance, zero midway: pos_key's fall, pos_query's rise. Either may be absent. Returns the shape of q.
-    """
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    strip = _STRIP if q.device.type == "cpu" else _ROWS
-    for run in _split(batch.runs, q.shape[1], strip):
-        q_run, k_run, v_run, out_run = (by_run(x, run) for x in (q, k, v, out))
-        for rows in _parts(0, run.length, _ROWS):
-            make = q.new_zeros if pos_key is None else q.new_empty
-            bias = make((run.count, q.shape[1], rows.stop - rows.start, run.length))
-            if pos_key is not None:
-                _write_c2p(bias, q, pos_key, run, rows, strip)
-            if pos_query is not None:
-                _add_p2c(bias, k, pos_query, run, rows, strip)
-            seen = scaled_dot_product_attention(q_run[:, :, rows], k_run, v_run, attn_mask=bias, scale=scale)
-            out_run[:, :, rows].copy_(seen)
-    return out
-
-
-def _split(runs: tuple[Run, ...], heads: int, strip: int) -> Iterator[Run]:
-    """Runs so short that the scores of one are held at once; sequences longer than a strip one by one."""
-    for run in runs:
-        size = max(1, _MAX_SCORES // (heads * run.length**2)) if run.length <= strip else 1
-        for first in range(0, run.count, size):
-            yield Run(run.start + first * run.length, min(size, run.count - first), run.length)
-
-
-def _parts(start: int, stop: int, size: int) -> Iterator[slice]:
-    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
-
-
-def _write_c2p(bias: Tensor, q: Tensor, pos_key: Tensor, run: Run, rows: slice, strip: int) -> None:
-    """q_i·pos_key(i - j) into bias [count, heads, rows, length], a strip of queries at a time.
-
-    Queries are multiplied with every distance; score (i, j) then lies j - i columns right of (i, i): a slanted view.
-    """
-    for part in _parts(rows.start, rows.stop, strip):
-        size, furthest = part.stop - part.start, part.stop - 1
-        width = size + run.length - 1  # distances from `furthest` down
-        there = pos_key[:, pos_key.shape[1] // 2 - furthest :][:, :width]
-        products = torch.bmm(_tokens(q, run, part), there.transpose(1, 2))
-        target = bias[:, :, part.start - rows.start : part.stop - rows.start]
-        strides = (size * width, products.stride(0), width - 1, 1)
-        target.copy_(products.as_strided(target.shape, strides, size - 1))
-
-
-def _add_p2c(bias: Tensor, k: Tensor, pos_query: Tensor, run: Run, rows: slice, strip: int) -> None:
-    """k_j·pos_query(i - j) on top of it, a strip of keys at a time, in the same way."""
-    for part in _parts(0, run.length, strip):
-        size, nearest = part.stop - part.start, rows.start - part.stop + 1
-        width = size + rows.stop - rows.start - 1  # distances from `nearest` up
-        there = pos_query[:, pos_query.shape[1] // 2 + nearest :][:, :width]
-        products = torch.bmm(_tokens(k, run, part), there.transpose(1, 2))
-        target = bias[..., part]
-        strides = (size * width, products.stride(0), 1, width - 1)
-        target += products.as_strided(target.shape, strides, size - 1)
-
-
-def _tokens(x: Tensor, run: Run, part: slice) -> Tensor:
-    """[tokens, heads, head_dim] → [heads, count * part, head_dim]; the part is the whole unless count is 1."""
-    start, size = run.start + part.start, run.count * (part.stop - part.start)
-    return x[start : start + size].transpose(0, 1)
 
 
 class ConvLayer(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from assay.errors import CheckpointError
 from assay.model.attention import Window, attention
-from assay.model.batch import PackedBatch
+from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows
 from assay.model.decoder_config import FAMILIES, DecoderConfig, Raw, read_decoder
 from assay.model.linear import Linear
@@ -174,7 +174,7 @@ def blueprint(architecture: str, raw: Raw, shapes: Shapes) -> Blueprint:
 
 
 class Decoder(nn.Module):
-    """PackedBatch → hidden states [tokens, hidden], after the last norm."""
+    """PackedBatch → hidden states [tokens, hidden], or [seqs, hidden] of those rows alone, after the last norm."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -185,14 +185,15 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, window) for window in config.windows)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.flags.gemma)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
         x: Tensor = self.embeddings(batch.input_ids)
         if self.embedding_scale is not None:
             x = x * torch.tensor(self.embedding_scale, dtype=x.dtype)  # rounded to the weights' precision, as trained
         turn = self.rotary(batch)
         local_turn = self.local_rotary(batch) if self.local_rotary is not None else turn
-        for layer in self.layers:
-            x = layer(x, batch, turn if layer.window is None else local_turn)
+        for i, layer in enumerate(self.layers, 1):
+            is_last = i == len(self.layers)
+            x = layer(x, batch, turn if layer.window is None else local_turn, rows if is_last else None)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -222,14 +223,16 @@ class DecoderLayer(nn.Module):
         self.q_norm, self.k_norm = norm(head_dim, config.flags.qk_norm), norm(head_dim, config.flags.qk_norm)
         self.attn_out_norm, self.mlp_out_norm = (norm(hidden, config.flags.four_norms) for _ in range(2))
 
-    def forward(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.attn_out_norm(self.attend(self.attn_norm(x), batch, turn))
+    def forward(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None = None) -> Tensor:
+        x = pick(x, batch, rows) + self.attn_out_norm(self.attend(self.attn_norm(x), batch, turn, rows))
         out: Tensor = x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
         return out
 
-    def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(x).view(x.shape[0], -1, self.head_dim).split(self.sizes, dim=1)
-        q, k = rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn)
-        seen = attention(q, k, v, batch, scale=self.scale, causal=True, window=self.window, softcap=self.softcap)
+        q, k = pick(rotate(self.q_norm(q), *turn), batch, rows), rotate(self.k_norm(k), *turn)
+        seen = attention(
+            q, k, v, batch, scale=self.scale, causal=True, window=self.window, softcap=self.softcap, rows=rows
+        )
         out: Tensor = self.attn_out(seen.flatten(1))
         return out

@@ -1,6 +1,7 @@
 """From hidden states to logits to probabilities: pooling and heads, always in float32. Knows nothing of trunks."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -9,19 +10,10 @@ from torch.nn.functional import selu
 
 from assay.config import Activation
 from assay.model.attention import by_run
-from assay.model.batch import PackedBatch
+from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import HeadSpec
 from assay.model.linear import Linear
 from assay.model.mlp import activation
-
-
-def _first_token(hidden: Tensor, batch: PackedBatch) -> Tensor:
-    return hidden[batch.cu_seqlens[:-1]]
-
-
-def _last_token(hidden: Tensor, batch: PackedBatch) -> Tensor:
-    """The true last token, as vLLM and SGLang pool; transformers skips back over tokens that equal the pad id."""
-    return hidden[batch.cu_seqlens[1:] - 1]
 
 
 def _mean(hidden: Tensor, batch: PackedBatch) -> Tensor:
@@ -31,44 +23,50 @@ def _mean(hidden: Tensor, batch: PackedBatch) -> Tensor:
 
 # hidden [tokens, hidden] → [seqs, hidden]
 POOLS: dict[str, Callable[[Tensor, PackedBatch], Tensor]] = {
-    "first": _first_token,
-    "last": _last_token,
+    "first": partial(pick, rows="first"),
+    "last": partial(pick, rows="last"),
     "mean": _mean,
 }
 
 
 class Head(nn.Module):
-    """pool → dense → act → norm → out: hidden [tokens, hidden] → logits [seqs, labels], always in float32."""
+    """pool → dense → act → norm → out: hidden [tokens, hidden] → logits [seqs, labels], always in float32.
+
+    rows: the only rows that it reads, which is what it then wants: [seqs, hidden]. None: it pools all of them itself.
+    """
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
         size = spec.hidden_size
         self.pool = POOLS[spec.pool]
+        self.rows = _rows(spec)
         self.dense = Linear(size, size, spec.dense_bias) if spec.dense else nn.Identity()
         self.act = activation(spec.act) if spec.act else nn.Identity()
         self.norm = nn.Identity() if spec.norm_eps is None else nn.LayerNorm(size, spec.norm_eps, bias=spec.norm_bias)
         self.out = Linear(size, spec.num_labels, spec.out_bias)
 
     def forward(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        logits: Tensor = self.out(self.norm(self.act(self.dense(self.pool(hidden, batch).float()))))
+        pooled = self.pool(hidden, batch) if self.rows is None else hidden
+        logits: Tensor = self.out(self.norm(self.act(self.dense(pooled.float()))))
         return logits
 
 
 class GatedHead(nn.Module):
     """URM's reward (Lou et al. 2024): scores are pairs (mean, uncertainty); the means, weighted by a gate, are summed.
 
-    hidden [tokens, hidden] → [seqs, 1], in float32.
+    hidden [tokens, hidden], or [seqs, hidden] with `rows` as in Head → [seqs, 1], in float32.
     """
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
         sizes = (spec.hidden_size, *spec.gate)
         self.pool = POOLS[spec.pool]
+        self.rows = _rows(spec)
         self.out = Linear(spec.hidden_size, 2 * spec.gate[-1], spec.out_bias)
         self.gate = nn.ModuleList(Linear(*pair) for pair in pairwise(sizes))
 
     def forward(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
-        pooled = self.pool(hidden, batch).float()
+        pooled = (self.pool(hidden, batch) if self.rows is None else hidden).float()
         weights = pooled
         for i, layer in enumerate(self.gate):
             weights = layer(selu(weights) if i else weights)
@@ -76,21 +74,28 @@ class GatedHead(nn.Module):
         return (means * weights).sum(dim=-1, keepdim=True)
 
 
-def build_head(spec: HeadSpec) -> nn.Module:
+def _rows(spec: HeadSpec) -> Rows | None:
+    return None if spec.pool == "mean" else spec.pool
+
+
+def build_head(spec: HeadSpec) -> Head | GatedHead:
     """The head that a spec describes."""
     return GatedHead(spec) if spec.gate else Head(spec)
 
 
 class TextClassifier(nn.Module):
-    """A trunk and its head: PackedBatch → logits [seqs, labels], float32."""
+    """A trunk and its head: PackedBatch → logits [seqs, labels], float32.
 
-    def __init__(self, trunk: nn.Module, head: nn.Module) -> None:
+    The trunk computes its last layer only for the rows that the head reads.
+    """
+
+    def __init__(self, trunk: nn.Module, head: Head | GatedHead) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        logits: Tensor = self.head(self.trunk(batch), batch)
+        logits: Tensor = self.head(self.trunk(batch, self.head.rows), batch)
         return logits
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from assay.errors import CheckpointError
 from assay.model.attention import Window, attention
-from assay.model.batch import PackedBatch
+from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
 from assay.model.linear import Linear
 from assay.model.mlp import GatedMLP
@@ -130,7 +130,7 @@ def _rope(raw: Mapping[str, Any], config: ModernBertConfig, theta: float, layer_
 
 
 class ModernBertModel(nn.Module):
-    """PackedBatch → hidden states [tokens, hidden], after the last norm."""
+    """PackedBatch → hidden states [tokens, hidden], or [seqs, hidden] of those rows alone, after the last norm."""
 
     def __init__(
         self, config: ModernBertConfig, local: tuple[bool, ...], rope: RopeConfig, local_rope: RopeConfig
@@ -145,11 +145,12 @@ class ModernBertModel(nn.Module):
         )
         self.norm = _norm(config)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
         x: Tensor = self.embeddings_norm(self.embeddings(batch.input_ids))
         turn, local_turn = self.rotary(batch), self.local_rotary(batch)
-        for layer in self.layers:
-            x = layer(x, batch, turn if layer.window is None else local_turn)
+        for i, layer in enumerate(self.layers, 1):
+            is_last = i == len(self.layers)
+            x = layer(x, batch, turn if layer.window is None else local_turn, rows if is_last else None)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -167,14 +168,15 @@ class ModernBertLayer(nn.Module):
         self.mlp_norm = _norm(config)
         self.mlp = GatedMLP(hidden, config.intermediate_size, config.hidden_activation, config.mlp_bias)
 
-    def forward(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.attend(self.attn_norm(x), batch, turn)
+    def forward(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None = None) -> Tensor:
+        x = pick(x, batch, rows) + self.attend(self.attn_norm(x), batch, turn, rows)
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
-    def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)
-        seen = attention(rotate(q, *turn), rotate(k, *turn), v, batch, scale=self.scale, window=self.window)
+        q, k = pick(rotate(q, *turn), batch, rows), rotate(k, *turn)
+        seen = attention(q, k, v, batch, scale=self.scale, window=self.window, rows=rows)
         out: Tensor = self.attn_out(seen.flatten(1))
         return out
 

@@ -129,7 +129,21 @@ def load_model(
         raise ConfigError(
             "A softmax over this model's one label is 1 for every text. Take --activation sigmoid, or none."
         )
+    _own(model.module)
     return model
+
+
+def _own(module: nn.Module) -> None:
+    """Copy what is still mapped from the checkpoint's files: one that is written anew while it is served would change
+    the scores, and one that is cut would end the process. What is tied stays tied.
+    """
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for parameter in module.parameters():
+        if parameter.device.type == "cpu":
+            key = (parameter.data_ptr(), parameter.shape)
+            if key not in copies:
+                copies[key] = parameter.data.clone()
+            parameter.data = copies[key]
 
 
 def _native(

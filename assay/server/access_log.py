@@ -6,7 +6,9 @@ The lines go through the logger `assay.access`. What probes ask is logged as DEB
 import json
 import logging
 import sys
+import threading
 import time
+from collections import deque
 from functools import lru_cache
 from typing import TextIO
 
@@ -21,7 +23,12 @@ PROBES = frozenset({"/health", "/ready", "/ping", "/metrics", "/v2/health/live",
 _MAX_TEXT = 200
 _MAX_TEXTS = 32
 
+_PAUSE_SECONDS = 0.05
+_MOST_WAITING = 10_000
+_CLOSE_SECONDS = 2.0
+
 _log = logging.getLogger("assay.access")
+_server_log = logging.getLogger("assay.server")
 
 
 class Line(msgspec.Struct, omit_defaults=True):
@@ -47,18 +54,57 @@ class Line(msgspec.Struct, omit_defaults=True):
 
 
 class AccessLog:
-    """Called with each request once it is answered."""
+    """Called with each request once it is answered.
+
+    A thread writes what has come in the last moments in one go: a write for each request costs as much as all the rest
+    of its line, and a reader who does not read would hold up the event loop.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         self._render = _json if config.access_log == "json" else _text
         self._with_inputs = config.log_inputs
+        self._waiting: deque[str] = deque()
+        self._dropped = 0
+        self._more = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="assay-access-log", daemon=True)
 
     def __call__(self, observation: Observation) -> None:
         level = logging.DEBUG if observation.path in PROBES and observation.status < 400 else logging.INFO
-        if _log.isEnabledFor(level):
-            # The record is made here, because `_log.info` would look for its caller first: a third of a line's cost.
-            line = self._render(_line(observation, self._with_inputs))
-            _log.handle(_log.makeRecord(_log.name, level, "", 0, line, (), None))
+        if not _log.isEnabledFor(level):
+            return
+        if len(self._waiting) >= _MOST_WAITING:
+            self._dropped += 1
+            return
+        self._waiting.append(self._render(_line(observation, self._with_inputs)))
+        if not self._more.is_set():
+            if self._thread.ident is None:
+                self._thread.start()
+            self._more.set()
+
+    def close(self) -> None:
+        """Write what is left, unless nobody reads it. From another thread than the event loop's."""
+        self._closing.set()
+        self._more.set()
+        if self._thread.ident is not None:
+            self._thread.join(_CLOSE_SECONDS)
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            self._more.wait()
+            self._closing.wait(_PAUSE_SECONDS)
+            self._more.clear()
+            self._write()
+
+    def _write(self) -> None:
+        lines = []
+        while self._waiting:
+            lines.append(self._waiting.popleft())
+        if lines:
+            _log.info("%s", "\n".join(lines))
+        if self._dropped:
+            _server_log.warning("The access log is read too slowly: %d lines were dropped.", self._dropped)
+            self._dropped = 0
 
 
 def write_access_log(config: ServerConfig, stream: TextIO | None = None) -> None:

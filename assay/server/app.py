@@ -34,6 +34,7 @@ from assay.server.access_log import AccessLog
 from assay.server.auth import authentication
 from assay.server.body import json_response, read_body
 from assay.server.docs_page import docs_routes
+from assay.server.hosts import cross_origin, host_check
 from assay.server.observation import Observation
 from assay.server.observe import Observe, Watcher, open_tracing
 from assay.server.service import Service
@@ -54,9 +55,8 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
     """
     config = service.config
     tracing = open_tracing(config)
-    watchers: list[Watcher] = [] if tracing is None else [tracing]  # first, for the log has its ids
-    if config.access_log != "none":
-        watchers.append(AccessLog(config))
+    access_log = AccessLog(config) if config.access_log != "none" else None
+    watchers: list[Watcher] = [one for one in (tracing, access_log) if one is not None]  # the log has the traces' ids
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -67,8 +67,8 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
             loading.cancel()
             for engine in service.engines:
                 await asyncio.to_thread(engine.close)
-            if tracing is not None:
-                await asyncio.to_thread(tracing.close)
+            for watcher in watchers:
+                await asyncio.to_thread(watcher.close)
 
     routes = [
         *(Route(path, partial(_answer, service, dialects), methods=_METHODS) for path, dialects in PATHS.items()),
@@ -80,6 +80,8 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
         lifespan=lifespan,
         middleware=[
             Middleware(Observe, metrics=service.metrics, failed=partial(_failure, service), watchers=watchers),
+            *host_check(config, service.metrics),
+            *cross_origin(config),
             *authentication(config, service.metrics),
         ],
         exception_handlers={AssayError: partial(_error, service), HTTPException: partial(_http_error, service)},
@@ -138,7 +140,7 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
     """Any dialect's request: body → dialect → parse → check → engine → render."""
     observation: Observation = request.scope["observation"]
     limit = _time_limit(request.headers.get("x-request-timeout-ms"), service.config.request_timeout)
-    body = await read_body(request, service.config.max_body_bytes)
+    body = await read_body(request, service.config)
     dialect = request.scope["dialect"] = choose(dialects, body)
     call = dialect.parse(Incoming(body, request.path_params, request.headers))
     request_id = observation.named(call.request_id)
@@ -201,6 +203,8 @@ async def _error(service: Service, request: Request, error: Exception) -> Respon
         error = _logged(error, request.scope["observation"].request_id)
     dialect: Dialect = request.scope.get("dialect") or spoken_at(request.url.path)
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}
+    if "unread" in request.scope:
+        headers["connection"] = "close"
     return json_response(dialect.render_error(error), dialect.status(error), headers)
 
 

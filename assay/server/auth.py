@@ -3,7 +3,6 @@
 import hmac
 import logging
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address
 
 from starlette.middleware import Middleware
 from starlette.routing import compile_path
@@ -14,6 +13,7 @@ from assay.dialects import PATHS, spoken_at
 from assay.errors import UnauthorizedError
 from assay.metrics import Metrics
 from assay.server.body import json_response
+from assay.server.hosts import is_loopback
 
 _log = logging.getLogger("assay.server")
 
@@ -28,7 +28,7 @@ def authentication(config: ServerConfig, metrics: Metrics) -> list[Middleware]:
     """The check, where there are keys. Where there are none and others reach the port, a warning in the log."""
     if config.api_keys:
         return [Middleware(Authenticate, api_keys=config.api_keys, metrics=metrics)]
-    if not _is_loopback(config.host):
+    if config.uds is None and not is_loopback(config.host):
         _log.warning(
             "Whoever reaches %s may use this server: it has no API key. Set ASSAY_API_KEY or --api-key.", config.host
         )
@@ -77,10 +77,3 @@ def _credentials(scope: Scope) -> Iterator[bytes]:
             scheme, _, credential = value.strip().partition(b" ")
             if scheme.lower() == b"bearer":
                 yield credential.strip()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:  # a name
-        return host == "localhost"

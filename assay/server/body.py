@@ -1,12 +1,14 @@
-"""HTTP bodies: read within a limit, written as JSON. Knows no route and no shape."""
+"""HTTP bodies: read within limits of size and time, written as JSON. Knows no route and no shape."""
 
+import asyncio
 from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from assay.errors import ClientGoneError, MediaTypeError, TooLargeError
+from assay.config import ServerConfig
+from assay.errors import ClientGoneError, MediaTypeError, SlowRequestError, TooLargeError
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -14,23 +16,43 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, refused before it is read where its length is known, and while it is read where not."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise MediaTypeError(f"The content type is {media_type or 'missing'!r}; send application/json.")
+async def read_body(request: Request, config: ServerConfig) -> bytes:
+    """The body, refused before it is read where its length is known, and while it is read where not.
+
+    Where the rest of it is not waited for, `scope["unread"]` is left, for whoever answers to close the connection.
+    """
+    _check_type(request)
     declared = request.headers.get("content-length", "0")
-    chunks, size = [], int(declared) if declared.isdecimal() else 0
-    if size <= limit:
-        size = 0
-        try:
+    if declared.isdecimal() and int(declared) > config.max_body_bytes:
+        raise _too_large(request, config.max_body_bytes)
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(config.body_timeout):
             async for chunk in request.stream():
                 chunks.append(chunk)
                 size += len(chunk)
-                if size > limit:
-                    break
-        except ClientDisconnect:
-            raise ClientGoneError("The client closed the connection.") from None
-    if size > limit:
-        raise TooLargeError(f"The request body is larger than {limit} bytes; split it.")
+                if size > config.max_body_bytes:
+                    raise _too_large(request, config.max_body_bytes)
+    except ClientDisconnect:
+        raise ClientGoneError("The client closed the connection.") from None
+    except TimeoutError:
+        request.scope["unread"] = True
+        raise SlowRequestError(
+            f"The request body was not complete within {config.body_timeout:g} s; {size} bytes of it had come. "
+            "Send it faster, or less of it."
+        ) from None
     return b"".join(chunks)
+
+
+def _check_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise MediaTypeError(f"The content type is {media_type or 'missing'!r}; send application/json.")
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise MediaTypeError(f"The content encoding is {encoding!r}; send the body as it is, not compressed.")
+
+
+def _too_large(request: Request, limit: int) -> TooLargeError:
+    request.scope["unread"] = True
+    return TooLargeError(f"The request body is larger than {limit} bytes; split it.")

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from traceback import format_tb
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -27,7 +27,13 @@ _log = logging.getLogger("assay.server")
 
 CANCELLED = 499  # what is written of a request that was given up unanswered, as nginx has it
 
-Watcher = Callable[[Observation], None]
+
+class Watcher(Protocol):
+    """Hears of each request once it is answered. close: slow; called off the event loop, when no more will come."""
+
+    def __call__(self, observation: Observation) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Observe:

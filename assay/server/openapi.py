@@ -22,11 +22,13 @@ from assay.errors import (
     DeadlineError,
     InternalError,
     MediaTypeError,
+    MisdirectedError,
     ModelNotFoundError,
     NotFoundError,
     OverloadedError,
     QueueFullError,
     RequestError,
+    SlowRequestError,
     TooLargeError,
     UnauthorizedError,
     UnavailableError,
@@ -44,8 +46,10 @@ _REFUSALS: tuple[AssayError, ...] = (
     ContextLengthError("This model's maximum context length is 512 tokens; the prompt has 600.", param="input"),
     UnauthorizedError("Unauthorized"),
     ModelNotFoundError("The model `another` does not exist.", param="model"),
+    SlowRequestError("The request body was not complete within 30 s; 512 bytes of it had come."),
     TooLargeError("The request has 5000 inputs; at most 1024 are allowed. Split it.", param="input"),
     MediaTypeError("The content type is 'text/plain'; send application/json."),
+    MisdirectedError("The request is for the host 'page.example', and this server answers for others."),
     QueueFullError("Too many tokens are waiting; try again in a moment."),
     InternalError("Internal server error; the server's log has the details."),
     OverloadedError("Too many tokens are waiting; try again in a moment."),
@@ -164,10 +168,11 @@ class _Writer:
         errors: list[tuple[Dialect | Endpoint, AssayError]] = [
             (endpoint, error) for error in _REFUSALS if type(error) in endpoint.refusals
         ]
+        kinds: tuple[type[AssayError], ...] = (MisdirectedError, UnauthorizedError)
         if path in OPEN_PATHS:
             operation["security"] = []
-        else:
-            errors += [(spoken_at(path), error) for error in _REFUSALS if isinstance(error, UnauthorizedError)]
+            kinds = (MisdirectedError,)
+        errors += [(spoken_at(path), error) for error in _REFUSALS if isinstance(error, kinds)]
         operation["responses"] = {
             "200": _response(200, {"schema": {"type": "string"}}, media_type=endpoint.response)
             if isinstance(endpoint.response, str)
@@ -239,7 +244,7 @@ def _can_end_in(dialect: Dialect, path: str, error: AssayError) -> bool:
     """What is refused before the body is read has the shape of the path's first dialect; and whoever cannot name a
     model is not told that there is none of that name.
     """
-    if isinstance(error, UnauthorizedError | MediaTypeError):
+    if isinstance(error, UnauthorizedError | MediaTypeError | SlowRequestError | MisdirectedError):
         return dialect is PATHS[path][0]
     if isinstance(error, ModelNotFoundError):
         return _names_a_model(dialect, path)

@@ -1,4 +1,4 @@
-"""The process: its socket, its signals, one line when it is ready. Knows no routes.
+"""The process: its signals, its limits, one line when it is ready. Knows no routes.
 
 SIGTERM and SIGINT drain: accepted requests are answered, new ones get 503, then the process ends with 0. A second
 signal ends it at once.
@@ -6,7 +6,11 @@ signal ends it at once.
 
 import asyncio
 import logging
+import os
+import resource
 import socket
+import ssl
+import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
@@ -15,56 +19,82 @@ import uvicorn
 
 from assay import __version__
 from assay.config import EngineConfig, ServerConfig
-from assay.errors import ConfigError
 from assay.server.app import build_app
+from assay.server.listener import BACKLOG, address_of, listening, tls_context
+from assay.server.protocol import LINGER_SECONDS, SPARE_CONNECTIONS, EdgeProtocol
 from assay.server.service import Served, Service
 
 _log = logging.getLogger("assay.server")
-_LAST_BYTES_SECONDS = 5  # for answers that are computed and not yet read, and for bodies that never end
+_LAST_BYTES_SECONDS = 5  # for answers that are computed and not yet read
+_OTHER_FILES = 256  # that a process has open beside its connections
 
 
 def serve(server_config: ServerConfig, engine_configs: Sequence[EngineConfig]) -> None:
     """Serve until told to stop. Raises SetupError when the port is taken or a model cannot be loaded."""
     started = time.monotonic()
-    listener = _listen(server_config.host, server_config.port)
-    service = Service(server_config, engine_configs)
+    tls = tls_context(server_config)
     failure: list[Exception] = []
+    with listening(server_config) as listener:
+        service = Service(server_config, engine_configs)
 
-    def on_loaded(error: Exception | None) -> None:
-        if error is None:
-            if not server.should_exit:
-                print(_ready_line(service, listener, time.monotonic() - started), flush=True)
-        else:
-            failure.append(error)
-            server.should_exit = True
+        def on_loaded(error: Exception | None) -> None:
+            if error is not None:
+                failure.append(error)
+                server.should_exit = True
+            elif not server.should_exit:
+                _say(_ready_line(service, listener, time.monotonic() - started))
 
-    config = uvicorn.Config(
-        build_app(service, on_loaded),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
-        lifespan="on",
-    )
-    server = _Server(config, service)
-    with listener:
+        config = uvicorn.Config(
+            build_app(service, on_loaded),
+            http=EdgeProtocol,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+            lifespan="on",
+        )
+        server = _Server(config, service, tls)
+        _allow_connections(server_config.max_connections)
         server.run(sockets=[listener])
     if failure:
         raise failure[0]
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with a drain before its shutdown."""
+    """uvicorn, with a drain before its shutdown, and limits on its connections."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
         self._service = service
+        self._tls = tls
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
+        """uvicorn listens with no limit of ours, TLS handshakes least of all, so it is given nothing to listen on."""
+        self._loop = loop = asyncio.get_running_loop()
+        await super().startup([])
+        limits = self._service.config
+
+        def connected() -> EdgeProtocol:
+            state = self.lifespan.state
+            return EdgeProtocol(self.config, self.server_state, state, limits, self._service.metrics)
+
+        for listener in sockets or []:
+            unix = listener.family is socket.AF_UNIX
+            timeouts = (limits.header_timeout, LINGER_SECONDS) if self._tls else (None, None)
+            create = loop.create_unix_server if unix else loop.create_server
+            self.servers.append(
+                await create(
+                    connected,
+                    sock=listener,
+                    ssl=self._tls,
+                    backlog=BACKLOG,
+                    ssl_handshake_timeout=timeouts[0],
+                    ssl_shutdown_timeout=timeouts[1],
+                )
+            )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is None:  # before startup there is nothing to drain
@@ -87,26 +117,38 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _allow_connections(wanted: int) -> None:
+    """Raise this process's limit on open files to what the connections need, as far as the system lets it."""
+    needed = wanted + SPARE_CONNECTIONS + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or soft >= needed:
+        return
+    allowed = needed if hard == unlimited else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        _log.warning(
+            "This process may open %d files, too few for --max-connections %d; raise the limit (ulimit -n), or choose "
+            "at most %d.",
+            *(allowed, wanted, max(1, allowed - SPARE_CONNECTIONS - _OTHER_FILES)),
+        )
+
+
+def _say(line: str) -> None:
+    """On stdout. A disk that is full, or a reader who has left, is no reason to stop serving."""
     try:
-        listener.bind((host, port))
-        listener.listen(2048)
+        print(line, flush=True)
     except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}. Choose another --port."
-        ) from error
-    return listener
+        _log.warning("The ready line cannot be written to stdout: %s.", error.strerror or error)
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # else what print has left in its buffer fails again at the end
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _ready_line(service: Service, listener: socket.socket, seconds: float) -> str:
-    host, port = listener.getsockname()[:2]
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = address_of(service.config, listener)
     models = "; ".join(map(_description, service.models))
-    return f"assay {__version__} is ready at http://{address}: {models}, {seconds:.1f} s"
+    return f"assay {__version__} is ready at {address}: {models}, {seconds:.1f} s"
 
 
 def _description(served: Served) -> str:

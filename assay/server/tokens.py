@@ -13,12 +13,13 @@ from starlette.responses import Response
 
 from assay.dialects.dialect import decode
 from assay.dialects.inputs import InputFields, PairInput
-from assay.engine.tokenizer import PromptEncoder
+from assay.engine.encoder import PromptEncoder
 from assay.errors import (
     MediaTypeError,
     ModelNotFoundError,
     QueueFullError,
     RequestError,
+    SlowRequestError,
     TooLargeError,
     UnavailableError,
 )
@@ -98,7 +99,7 @@ class DetokenizeResponse(msgspec.Struct):
 
 
 async def _tokenize(service: Service, request: Request) -> Response:
-    body = await read_body(request, service.config.max_body_bytes)
+    body = await read_body(request, service.config)
     asked = decode(body, TokenizeRequest)
     engine = service.serving(asked.model).ready()
     prompts = asked.prompts()
@@ -122,7 +123,7 @@ def _tokens(
 
 
 async def _detokenize(service: Service, request: Request) -> Response:
-    body = await read_body(request, service.config.max_body_bytes)
+    body = await read_body(request, service.config)
     asked = decode(body, DetokenizeRequest)
     engine = service.serving(asked.model).ready()
     rows = [item for item in asked.tokens if isinstance(item, list)]
@@ -151,7 +152,15 @@ def _cost(body: bytes, max_model_len: int) -> int:
     return min(len(body) // _BYTES_PER_TOKEN + 1, max_model_len)
 
 
-_REFUSALS = (RequestError, ModelNotFoundError, TooLargeError, MediaTypeError, QueueFullError, UnavailableError)
+_REFUSALS = (
+    RequestError,
+    ModelNotFoundError,
+    SlowRequestError,
+    TooLargeError,
+    MediaTypeError,
+    QueueFullError,
+    UnavailableError,
+)
 
 ENDPOINTS = (
     Endpoint(

@@ -21,7 +21,7 @@ from assay.server.access_log import PROBES
 from assay.server.observation import Observation
 
 _EXPORT_SECONDS = 5  # so long a collector that does not answer holds up the end of the process
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a name must not be a caller's own
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # others are the caller's own words
 
 
 class Tracing:
@@ -42,7 +42,7 @@ class Tracing:
         """Probes leave no traces."""
         if observation.path in PROBES:
             return
-        method = observation.method if observation.method in _METHODS else "HTTP"
+        method = observation.method if observation.method in _METHODS else "HTTP"  # as the conventions have it
         span = self._tracer.start_span(
             f"{method} {observation.dialect}",
             context=self._propagator.extract(_carrier(observation.headers)),
@@ -89,7 +89,7 @@ def _moment(observation: Observation, after: float) -> int:
 def _attributes(observation: Observation) -> dict[str, AttributeValue]:
     """By OpenTelemetry's conventions for HTTP where they have a name, and ours below `assay.`."""
     attributes: dict[str, AttributeValue] = {
-        "http.request.method": observation.method,
+        "http.request.method": observation.method if observation.method in _METHODS else "_OTHER",
         "http.response.status_code": observation.status,
         "url.path": observation.path,
         "assay.request_id": observation.request_id,

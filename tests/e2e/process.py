@@ -49,10 +49,11 @@ async def in_process(
     loaded = asyncio.Event()
     app = build_app(service, lambda error: loaded.set())
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://assay") as c:
+    client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
+    async with app.router.lifespan_context(app), client:
         if wait:
             await loaded.wait()
-        yield InProcess(service, app, c)
+        yield InProcess(service, app, client)
 
 
 @dataclass
@@ -97,9 +98,14 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path | str | None, *options: str, port: int = 0, wait: bool = True) -> Iterator[Server]:
-    """`python -m assay serve` for the length of a `with` block. Without `wait`, name a port: nothing says it yet."""
-    command = [sys.executable, "-m", "assay", "serve", *([str(model)] if model else []), "--port", str(port), *options]
+def serving(
+    model: Path | str | None, *options: str, port: int = 0, wait: bool = True, module: tuple[str, ...] = ("assay",)
+) -> Iterator[Server]:
+    """`python -m assay serve` for the length of a `with` block. Without `wait`, name a port: nothing says it yet.
+
+    module: what is run in place of assay, and its own arguments.
+    """
+    command = [sys.executable, "-m", *module, "serve", *([str(model)] if model else []), "--port", str(port), *options]
     with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=REPOSITORY)
         watchdog = threading.Timer(_LIFETIME, process.kill)

@@ -112,7 +112,7 @@ def test_bytes_that_are_no_http(server: Server) -> None:
 
 def test_clients_that_hang_up_leave_nothing_behind(server: Server) -> None:
     body = json.dumps({"input": [TEXT] * 500}).encode()
-    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
             connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -264,7 +264,7 @@ def test_an_idle_server_ends_at_once(tiny: Path) -> None:
     with serving(tiny) as server, httpx.Client() as idle:
         assert idle.get(f"{server.url}/health").status_code == 200
         with socket.create_connection(("127.0.0.1", server.port), 5) as half:
-            half.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+            half.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
             half.sendall(b"Content-Length: 100\r\n\r\n{")
             time.sleep(0.2)
             server.process.terminate()

@@ -1,0 +1,343 @@
+"""One connection, with limits: uvicorn's protocol, for clients that are slow, endless or hostile. Knows no route.
+
+Whoever owes bytes has a time for them: a head `header_timeout`, the reader of an answer `write_timeout`; a body's time
+is kept by whoever reads it. What is refused here is no request yet: it has the document's shape and no line in the
+access log; metrics count it. Nothing that a client sent is logged.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import httptools
+import msgspec
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from assay.config import ServerConfig
+from assay.dialects import DIALECTS
+from assay.errors import (
+    AssayError,
+    HeadTooLargeError,
+    OverloadedError,
+    QueueFullError,
+    RequestError,
+    SlowRequestError,
+    UnavailableError,
+    UriTooLongError,
+)
+from assay.metrics import Metrics
+
+MAX_URL_BYTES = 8 * 1024
+MAX_PIPELINED = 64  # requests on one connection that wait behind another
+SPARE_CONNECTIONS = 256  # above max_connections: they are told; beyond them, clients are cut off without a word
+LINGER_SECONDS = 2.0  # for what a client was still sending when it was answered: to close at once would lose the answer
+MIN_READ_BYTES = 64 * 1024  # of a long answer, within write_timeout
+
+_log = logging.getLogger("assay.server")
+
+
+class _Refusal(Exception):
+    """Raised in the parser's callbacks, to stop it."""
+
+    def __init__(self, error: AssayError) -> None:
+        self.error = error
+
+
+class _Door(asyncio.Transport):
+    """The transport as an answer sees it: closing it is the protocol's affair."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        super().__init__()
+        self._transport = transport
+        self._close = close
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._close()
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """limits: timeouts and sizes. metrics: count what is refused, by type."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        limits: ServerConfig,
+        metrics: Metrics,
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._metrics = metrics
+        self._begun = False  # a head has begun
+        self._receiving = False  # a head is complete, its body is not
+        self._head_bytes = 0  # of this request's URL, headers and trailers
+        self._fed = 0  # bytes since the parser last had a head, or some of a body
+        self._upgrade: bytes | None = None  # the head of a request that asks for another protocol, without the asking
+        self._deaf = False  # what comes is thrown away
+        self._left = False  # nothing more is answered
+        self._timer: asyncio.TimerHandle | None = None
+        self._timed = ""  # what the timer is for
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._unread = 0  # bytes that the client had not read when last looked at
+
+    # --- the connection ---
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._door = _Door(transport, self._close_after_answer)
+        limit = self._limits.max_connections
+        if len(self.connections) > limit + SPARE_CONNECTIONS:
+            transport.abort()
+        elif len(self.connections) > limit:
+            self._refuse(OverloadedError(f"The server has {limit} connections, as many as it takes; try again later."))
+        else:
+            self._time("head", self._limits.header_timeout, self._head_is_late)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._unset_keepalive_if_required()
+        self._fed += len(data)
+        try:
+            self._feed(data)
+            self._check_size(self._fed)
+        except httptools.HttpParserError as error:
+            self._refuse(_reason(error))
+        except _Refusal as refusal:
+            self._refuse(refusal.error)
+        else:
+            self._watch()
+
+    def _feed(self, data: bytes) -> None:
+        """Some clients, Java's among them, offer HTTP/2 each time. There the parser stops and loses the body, so it
+        reads the request once more, without the offer.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                head, self._upgrade = self._upgrade or b"", None
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+                self.parser.feed_data(head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._untime()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """uvicorn waits for answers. The rest of a request is not waited for."""
+        pending = self.cycle is not None and not self.cycle.response_complete
+        if pending and self._receiving and not self.pipeline and not self._left:
+            self._refuse(UnavailableError("The server is shutting down; try another."))
+        else:
+            super().shutdown()
+
+    # --- what the parser finds ---
+
+    def on_message_begin(self) -> None:
+        self._begun, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_URL_BYTES:
+            raise _Refusal(UriTooLongError(f"The URL is longer than {MAX_URL_BYTES} bytes; shorten it."))
+        self._head_bytes += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers too, which come after the body."""
+        self._head_bytes += len(name) + len(value) + 4
+        self._check_size(self._head_bytes)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            self._upgrade = self._head_without_upgrade()
+            return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _Refusal(RequestError(f"More than {MAX_PIPELINED} requests wait on this connection."))
+        super().on_headers_complete()
+        self.cycle.transport = self._door
+        self._begun, self._receiving, self._fed = False, True, 0
+
+    def on_body(self, body: bytes) -> None:
+        self._fed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._upgrade is None:
+            self._receiving, self._fed = False, 0
+            super().on_message_complete()
+
+    def _head_without_upgrade(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise _Refusal(RequestError("This server is no proxy; CONNECT is not answered."))
+        lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b", ".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%s: %s" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _check_size(self, size: int) -> None:
+        limit = self._limits.max_header_bytes
+        if size > limit:
+            raise _Refusal(HeadTooLargeError(f"The request's URL and headers are longer than {limit} bytes."))
+
+    # --- who owes what ---
+
+    def on_response_complete(self) -> None:
+        if self._left:
+            self.server_state.total_requests += 1
+            return
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._watch()
+
+    def _watch(self) -> None:
+        """Set the timer for what is owed to us now. While we owe an answer there is none."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._untime()
+        elif self._receiving:  # it is answered, and still sends
+            self._time("rest", LINGER_SECONDS, self._close)
+        elif self._begun or self._fed:
+            self._time("head", self._limits.header_timeout, self._head_is_late)
+        else:
+            self._untime()
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+
+    def _time(self, what: str, seconds: float, then: Callable[[], None]) -> None:
+        if self._timed != what:
+            self._untime()
+            self._timer, self._timed = self.loop.call_later(seconds, then), what
+
+    def _untime(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timed = None, ""
+
+    def _head_is_late(self) -> None:
+        """Who has begun to speak is told; who has not is a browser's spare connection, or worse."""
+        if self._begun or self._fed:
+            seconds = self._limits.header_timeout
+            self._refuse(SlowRequestError(f"The request's head was not complete within {seconds:g} s."))
+        else:
+            self._close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None and not self.transport.is_closing():
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _expect_reader(self) -> None:
+        if self._write_timer is None:
+            self._unread = self.transport.get_write_buffer_size()
+            self._write_timer = self.loop.call_later(self._limits.write_timeout, self._check_reader)
+
+    def _check_reader(self) -> None:
+        self._write_timer = None
+        if self._unread - self.transport.get_write_buffer_size() < MIN_READ_BYTES:
+            self.transport.abort()
+        else:
+            self._expect_reader()
+
+    # --- endings ---
+
+    def timeout_keep_alive_handler(self) -> None:
+        if not self.transport.is_closing():
+            self._close()
+
+    def _close_after_answer(self) -> None:
+        if self._receiving:
+            self._leave()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        """Once what is written has been read."""
+        self._deaf = True
+        self._untime()
+        self.transport.close()
+        self._expect_reader()
+
+    def _leave(self) -> None:
+        """Once what is written has been sent, and the client has closed too, or LINGER_SECONDS are over."""
+        self._deaf = self._left = True
+        self._unset_keepalive_if_required()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:  # TLS
+            self.transport.close()
+        self._time("end", LINGER_SECONDS, self.transport.abort)
+
+    def _refuse(self, error: AssayError) -> None:
+        """Answer with an error and end the connection. Whole requests that came before are answered first."""
+        self._metrics.errors.labels(error.type).inc()
+        _log.debug("A connection is refused: %s", error.type)
+        self._deaf = True
+        self._untime()
+        cycle = self.cycle
+        answered = cycle is None or cycle.response_complete
+        if not answered and not self._receiving:
+            cycle.keep_alive = False
+        elif not answered and (cycle.response_started or self.pipeline):
+            self.transport.abort()
+        else:
+            if not answered:  # whoever reads the body hears that the client is gone, and answers nobody
+                cycle.disconnected = True
+                cycle.message_event.set()
+            if not (answered and self._receiving):
+                self.transport.write(self._rendered(error))
+            self._leave()
+
+    def _rendered(self, error: AssayError) -> bytes:
+        dialect = DIALECTS[0]
+        body = msgspec.json.encode(dialect.render_error(error))
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        if isinstance(error, QueueFullError):
+            headers.append((b"retry-after", b"%d" % error.retry_after))
+        lines = [b"%s: %s\r\n" % header for header in headers]
+        return b"".join([STATUS_LINE[dialect.status(error)], *lines, b"\r\n", body])
+
+
+def _reason(error: httptools.HttpParserError) -> AssayError:
+    """Of bytes that the parser does not take. Its words quote nothing; those of a callback's failure might."""
+    if isinstance(error.__context__, _Refusal):
+        return error.__context__.error
+    if isinstance(error, httptools.HttpParserCallbackError):
+        return RequestError("The request is not valid HTTP: its URL cannot be read.")
+    return RequestError(f"The request is not valid HTTP: {error}.")
