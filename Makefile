@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 GOEMOTIONS ?= ../shared/data/goemotions
 
-.PHONY: help serve test check format train clean
+MINUTES ?= 30
+
+.PHONY: help serve test check format soak reliability train clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -25,6 +27,12 @@ check: $(VENV)/.installed-dev  ## lint and types
 format: $(VENV)/.installed-dev  ## rewrite the sources in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+soak: $(VENV)/.installed-dev  ## everything that clients do, for MINUTES=30
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability --only soak --minutes $(MINUTES)
+
+reliability: $(VENV)/.installed-dev  ## overload, soak, 20,000 requests; into benchmarks/results/reliability.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability --output benchmarks/results/reliability.json
 
 train: $(VENV)/.installed-train  ## train the bundled model again; GOEMOTIONS=folder of train.tsv, dev.tsv, test.tsv, labels.txt
 	$(BIN)/python -m training.train --data $(GOEMOTIONS) --out assay/bundled/emotions

@@ -1,5 +1,6 @@
 """The command line: a file a command, in `commands`, whose heavy imports wait until the command runs."""
 
+import os
 import sys
 import warnings
 from typing import Annotated
@@ -33,11 +34,18 @@ for command in (serve, classify, models, verify):
 
 
 def main() -> None:
-    """Run the command line. An error of ours is one line on stderr and exit code 1."""
+    """Run the command line. An error of ours, or of a file or a disk, is one line on stderr and exit code 1."""
     # torch tells everyone without NumPy that it is missing; nothing here uses it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except AssayError as error:
         print(f"assay: {error.message}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # such as a full disk under stdout
+        print(f"assay: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else what is left in the buffer fails again at the end
         sys.exit(1)

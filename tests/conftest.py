@@ -1,6 +1,8 @@
 """Fixtures that several files share."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data in {folder}; set ASSAY_TEST_DATA to its folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _logs_end_with_the_test() -> Iterator[None]:
+    """The command line sets handlers on the stderr that it finds, which a test's capture closes at the test's end."""
+    loggers = [logging.getLogger(), logging.getLogger("assay.access")]
+    before = [list(logger.handlers) for logger in loggers]
+    yield
+    for logger, handlers in zip(loggers, before, strict=True):
+        for handler in set(logger.handlers) - set(handlers):
+            if type(handler) is logging.StreamHandler:
+                logger.removeHandler(handler)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from assay.config import EngineConfig
 from assay.engine.engine import Engine
@@ -394,3 +395,45 @@ async def test_threads_and_tasks_end_with_the_engine(folder: Path) -> None:
     left = [thread.name for thread in threading.enumerate() if thread.ident not in before]
     assert not [name for name in left if name.startswith("assay")]
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# --- a stranger's tokenizer ---
+
+
+def save_pattern(folder: Path, pattern: str) -> None:
+    """A checkpoint whose tokenizer splits by this pattern before anything else."""
+    save_bert(folder, num_hidden_layers=1)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.BertPreTokenizer()])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+async def test_a_pattern_that_explodes_fails_its_text_alone(tmp_path: Path) -> None:
+    """The library gives up by a panic after ten million steps back; those beside it are answered."""
+    save_pattern(tmp_path, "(?:a|aa)+c")
+    engine = Engine.load(EngineConfig(str(tmp_path)))
+    engine.start()
+    texts = ["so new", "a" * 40 + "dc", "the coffee"]
+    first, bad, last = [
+        await outcome(call) for call in [asyncio.create_task(engine.classify([TextPrompt(text)])) for text in texts]
+    ]
+    assert isinstance(bad, InternalError)
+    assert "library failed" in bad.message
+    assert len(first) == len(last) == 1
+    assert len(await engine.classify([TextPrompt("so new")])) == 1
+    await asyncio.to_thread(engine.close)
+
+
+async def test_a_pattern_that_takes_for_ever_is_given_up(tmp_path: Path) -> None:
+    """Each word stays below the library's limit, and there are many."""
+    save_pattern(tmp_path, "(?:a|aa)+c")
+    engine = Engine.load(EngineConfig(str(tmp_path), tokenizer_timeout=0.3, tokenizer_threads=1))
+    engine.start()
+    stuck = asyncio.create_task(engine.classify([TextPrompt(("a" * 31 + "dc ") * 20)]))
+    behind = asyncio.create_task(engine.classify([TextPrompt("the coffee")]))
+    error = await outcome(stuck)
+    assert isinstance(error, InternalError)
+    assert "took more than 0.3 s" in error.message
+    assert len(await outcome(behind)) == 1
+    await asyncio.to_thread(engine.close)

@@ -93,6 +93,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("server.openapi",),
     ("server.docs_page",),
     ("server.app",),
+    ("server.unread",),
     ("server.listener", "server.protocol"),
     ("server.serve",),
     ("scale",),

@@ -19,6 +19,8 @@ _log = logging.getLogger("assay.engine")
 
 Answers = list[Prediction | AssayError]
 
+_JOIN_SECONDS = 5.0
+
 
 class Worker:
     """One thread, one runner, one queue.
@@ -81,12 +83,12 @@ class Worker:
             self._wake.notify()
 
     def close(self) -> None:
-        """Stop after the batch that runs."""
+        """Stop after the batch that runs; a device that hangs is not waited for."""
         with self._wake:
             self.stopped = True
             self._wake.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_JOIN_SECONDS)
 
     def _work(self) -> None:
         try:

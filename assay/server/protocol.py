@@ -13,7 +13,7 @@ from typing import Any
 import httptools
 import msgspec
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from assay.config import ServerConfig
@@ -29,12 +29,12 @@ from assay.errors import (
     UriTooLongError,
 )
 from assay.metrics import Metrics
+from assay.server.unread import UnreadWatch
 
 MAX_URL_BYTES = 8 * 1024
 MAX_PIPELINED = 64  # requests on one connection that wait behind another
 SPARE_CONNECTIONS = 256  # above max_connections: they are told; beyond them, clients are cut off without a word
 LINGER_SECONDS = 2.0  # for what a client was still sending when it was answered: to close at once would lose the answer
-MIN_READ_BYTES = 64 * 1024  # of a long answer, within write_timeout
 
 _log = logging.getLogger("assay.server")
 
@@ -86,16 +86,16 @@ class EdgeProtocol(HttpToolsProtocol):
         self._upgrade: bytes | None = None  # the head of a request that asks for another protocol, without the asking
         self._deaf = False  # what comes is thrown away
         self._left = False  # nothing more is answered
+        self._running: RequestResponseCycle | None = None  # the request that is being answered
         self._timer: asyncio.TimerHandle | None = None
         self._timed = ""  # what the timer is for
-        self._write_timer: asyncio.TimerHandle | None = None
-        self._unread = 0  # bytes that the client had not read when last looked at
 
     # --- the connection ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
         self._door = _Door(transport, self._close_after_answer)
+        self._unread = UnreadWatch(transport, self._limits.write_timeout, self.loop)
         limit = self._limits.max_connections
         if len(self.connections) > limit + SPARE_CONNECTIONS:
             transport.abort()
@@ -135,10 +135,13 @@ class EdgeProtocol(HttpToolsProtocol):
                 self.parser.feed_data(head)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """uvicorn tells the newest request of a pipeline, and not the one that runs."""
         self._untime()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
+        self._unread.stop()
         super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def shutdown(self) -> None:
         """uvicorn waits for answers. The rest of a request is not waited for."""
@@ -184,6 +187,10 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._upgrade is None:
             self._receiving, self._fed = False, 0
             super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _head_without_upgrade(self) -> bytes:
         method = self.parser.get_method()
@@ -247,31 +254,17 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._expect_reader()
+        self._unread.start()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._write_timer is not None and not self.transport.is_closing():
-            self._write_timer.cancel()
-            self._write_timer = None
-
-    def _expect_reader(self) -> None:
-        if self._write_timer is None:
-            self._unread = self.transport.get_write_buffer_size()
-            self._write_timer = self.loop.call_later(self._limits.write_timeout, self._check_reader)
-
-    def _check_reader(self) -> None:
-        self._write_timer = None
-        if self._unread - self.transport.get_write_buffer_size() < MIN_READ_BYTES:
-            self.transport.abort()
-        else:
-            self._expect_reader()
+        if not self.transport.is_closing():  # else the rest must be read too
+            self._unread.stop()
 
     # --- endings ---
 
     def timeout_keep_alive_handler(self) -> None:
-        if not self.transport.is_closing():
-            self._close()
+        self._close()
 
     def _close_after_answer(self) -> None:
         if self._receiving:
@@ -283,8 +276,9 @@ class EdgeProtocol(HttpToolsProtocol):
         """Once what is written has been read."""
         self._deaf = True
         self._untime()
-        self.transport.close()
-        self._expect_reader()
+        if not self.transport.is_closing():
+            self.transport.close()
+            self._unread.start()
 
     def _leave(self) -> None:
         """Once what is written has been sent, and the client has closed too, or LINGER_SECONDS are over."""

@@ -51,7 +51,7 @@ def serve(server_config: ServerConfig, engine_configs: Sequence[EngineConfig]) -
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+            timeout_graceful_shutdown=_LAST_BYTES_SECONDS + 2,
             lifespan="on",
         )
         server = _Server(config, service, tls)
@@ -70,6 +70,7 @@ class _Server(uvicorn.Server):
         self._tls = tls
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._hurried = False  # by a second signal
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn listens with no limit of ours, TLS handshakes least of all, so it is given nothing to listen on."""
@@ -96,6 +97,17 @@ class _Server(uvicorn.Server):
                 )
             )
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn waits, then cancels, but what writes to a client that does not read outlives that: cut it off."""
+        seconds = 0 if self._hurried else _LAST_BYTES_SECONDS
+        cutting = asyncio.get_running_loop().call_later(seconds, self._cut_off)
+        await super().shutdown(sockets)
+        cutting.cancel()
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is None:  # before startup there is nothing to drain
             self.should_exit = True
@@ -104,7 +116,8 @@ class _Server(uvicorn.Server):
 
     def _begin_drain(self) -> None:
         if self._draining is not None:
-            self.force_exit = self.should_exit = True
+            self._hurried = self.should_exit = True
+            self._cut_off()
             return
         self._draining = asyncio.ensure_future(self._drain())
 

@@ -20,7 +20,9 @@ NAME = "golden"  # what the model must be called for the golden requests to find
 MAX_BODY_BYTES = 65_536
 OPTIONS = ("--served-model-name", NAME, "--max-body-bytes", str(MAX_BODY_BYTES), "--max-queue-tokens", "10000")
 CALLERS = 16
-MOST_GROWTH = 48 * MIB  # over the warmed-up server
+# Over the warmed-up server, and in the second half of the run. Caches of torch and of the C library fill for a hundred
+# thousand requests or more, ever slower; what is kept of each request would grow at one rate, beyond any bound.
+MOST_GROWTH, MOST_LATE_GROWTH = 96 * MIB, 24 * MIB
 ALLOWED = {200, 400, 401, 404, 405, 413, 415, 422, 424, 429, 504}
 _WORDS = ["the", "coffee", "was", "great", "update", "broke", "everything", "loved", "new", "café", "and", "so"]
 _JSON = (("content-type", "application/json"),)
@@ -155,13 +157,15 @@ def _grown(start: Held, end: Held, samples: list[Held]) -> dict[str, Any]:
 def problems(report: dict[str, Any]) -> list[str]:
     """What does not hold."""
     strange = set(report["ends"]) - {str(status) for status in ALLOWED} - {GIVEN_UP}
+    quarters = report["rss_quarters_mib"]
     held = {
         f"nothing ends as {sorted(strange)}": not strange,
         "sent = answered + refused + given up": report["sent"]
         == report["answered"] + report["refused"] + report["given_up"],
         "the server counted every request": 0 <= report["server_missed"] <= report["server_may_have_missed"],
         "the server counted every answer": not report["answers_that_the_server_did_not_count"],
-        "memory is flat": report["rss_end_mib"] - report["rss_start_mib"] < MOST_GROWTH / MIB,
+        "memory is bounded": report["rss_end_mib"] - report["rss_start_mib"] < MOST_GROWTH / MIB,
+        "memory is flat": quarters[4] - quarters[2] < MOST_LATE_GROWTH / MIB,
         "no thread is left": report["threads"][1] <= report["threads"][0],
         "no file is left open": report["files"][1] <= report["files"][0],
         "the queue is empty afterwards": report["queue_empty_afterwards"],

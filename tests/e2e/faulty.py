@@ -15,6 +15,7 @@ from assay.engine.encoder import PromptEncoder
 from assay.engine.runner import Batch, ModelRunner
 
 BAD_ID = 9  # of the token that the device cannot take
+SECRET = "hunter2"  # a word that stands in no line of code that a traceback shows
 ROOM = 100  # tokens that fit into the memory of a device that has little
 
 
@@ -43,7 +44,7 @@ def bad_input(switch: Path) -> None:
 
     def flawed(self: ModelRunner, batch: Batch) -> Any:
         if any(BAD_ID in sequence.token_ids for sequence in batch.sequences):
-            raise ValueError("a secret word")
+            raise ValueError(SECRET)
         return run(self, batch)
 
     ModelRunner.run = flawed  # type: ignore[method-assign]
@@ -67,7 +68,7 @@ def tokenizer(switch: Path) -> None:
     def faulty(self: PromptEncoder, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         texts = " ".join(getattr(prompt, "text", "") for prompt in prompts)
         if "panic" in texts:
-            raise Panic("a secret word")
+            raise Panic(SECRET)
         if "hang" in texts:
             threading.Event().wait()
         return encode(self, prompts, *args, **kwargs)

@@ -99,16 +99,21 @@ class Server:
 
 @contextmanager
 def serving(
-    model: Path | str | None, *options: str, port: int = 0, wait: bool = True, module: tuple[str, ...] = ("assay",)
+    model: Path | str | None,
+    *options: str,
+    port: int = 0,
+    wait: bool = True,
+    module: tuple[str, ...] = ("assay",),
+    lifetime: float = _LIFETIME,
 ) -> Iterator[Server]:
     """`python -m assay serve` for the length of a `with` block. Without `wait`, name a port: nothing says it yet.
 
-    module: what is run in place of assay, and its own arguments.
+    module: what is run in place of assay, and its own arguments. lifetime: seconds after which it is killed.
     """
     command = [sys.executable, "-m", *module, "serve", *([str(model)] if model else []), "--port", str(port), *options]
     with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=REPOSITORY)
-        watchdog = threading.Timer(_LIFETIME, process.kill)
+        watchdog = threading.Timer(lifetime, process.kill)
         watchdog.start()
         server = Server(process, stderr, port)
         try:
