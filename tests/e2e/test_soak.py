@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_minute_of_everything(tmp_path: Path) -> None:
     save_bert(tmp_path, num_hidden_layers=1)
-    report = run_soak(tmp_path, seconds=50, warm_up=10)
+    report = run_soak(tmp_path, seconds=45, warm_up=8)
     assert report["problems"] == [], report
     assert all(report["kinds"].values()), "every kind of request came"
     assert report["ends"]["200"] > 1000
