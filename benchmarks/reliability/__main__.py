@@ -78,7 +78,7 @@ def main() -> None:
     """Exit code 1 where something did not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=SCENARIOS, action="append", help="this scenario; may be repeated")
-    parser.add_argument("--minutes", type=float, default=1.5, help="of the soak")
+    parser.add_argument("--minutes", type=float, default=5, help="of the soak")
     parser.add_argument("--output", type=Path, help="write the reports into this JSON file, beside those already there")
     arguments = parser.parse_args()
     reports: dict[str, Report] = {}

@@ -5,6 +5,7 @@ ended without an answer), TIMEOUT or NO_CONNECTION. The generator is bounded in 
 """
 
 import asyncio
+import contextlib
 import socket
 import struct
 import time
@@ -128,6 +129,8 @@ class Client:
     async def close(self) -> None:
         for _, _, writer in self._free:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
         self._free.clear()
 
 

@@ -118,7 +118,9 @@ def _memory(samples: list[Held]) -> dict[str, Any]:
 
 async def _recovery(server: Watched) -> dict[str, Any]:
     empty = await server.at_rest()
-    outcome = await Client(server.url).send(request(1))
+    client = Client(server.url)
+    outcome = await client.send(request(1))
+    await client.close()
     return {
         "queue_empty_afterwards": empty,
         "first_request_afterwards": outcome.end,

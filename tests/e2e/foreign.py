@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tests.e2e.process import REPOSITORY
+from tests.e2e.process import REPOSITORY, alone
 
 _ENVIRONMENTS = REPOSITORY / "build" / "clients"
 _LIFETIME = 300.0  # seconds after which a forgotten process is killed
@@ -65,7 +65,9 @@ def python(name: str) -> Path:
     """The interpreter of a client's environment, which is made on first use."""
     folder, requirements = _ENVIRONMENTS / name, CLIENTS[name]
     done = folder / f"installed-{'-'.join(requirements)}"
-    if not done.is_file():
+    with alone(folder):
+        if done.is_file():
+            return folder / "bin" / "python"
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         pip = [folder / "bin" / "pip", "--disable-pip-version-check", "install", "--quiet", *requirements]
         subprocess.run(pip, check=True, capture_output=True, timeout=400)

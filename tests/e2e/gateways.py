@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
-from tests.e2e.process import REPOSITORY, free_port
+from tests.e2e.process import REPOSITORY, alone, free_port
 
 _ENVIRONMENTS = REPOSITORY / "build" / "gateways"
 _LIFETIME = 240.0  # a gateway that a test forgets ends by itself
@@ -45,7 +45,9 @@ def environment(name: str) -> Path:
     folder = _ENVIRONMENTS / name
     requirement = GATEWAYS[name][0]
     done = folder / f"installed-{requirement}"
-    if not done.is_file():
+    with alone(folder):
+        if done.is_file():
+            return folder / "bin"
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         pip = [folder / "bin" / "pip", "--disable-pip-version-check", "install", "--quiet", requirement]
         subprocess.run(pip, check=True, capture_output=True, timeout=300)

@@ -5,6 +5,7 @@ Knows no expectations. Every real server is bounded in time and ended by its own
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import subprocess
 import sys
@@ -95,6 +96,15 @@ class Server:
                     return response
             time.sleep(0.05)
         raise AssertionError(f"{path} did not answer {status} within {seconds} s:\n{self.log()}")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Nobody else, in whatever process, makes this folder meanwhile."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
