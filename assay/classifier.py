@@ -10,6 +10,7 @@ from typing import Any, Self
 from assay.config import EngineConfig
 from assay.engine.engine import Engine
 from assay.errors import RequestError, UnavailableError
+from assay.model.registry import LoadedModel
 from assay.sequence import ChatPrompt, Options, Prediction, Prompt, TextPrompt, TokenPrompt
 
 # Prompts handed to the engine at once: enough to fill several batches, few enough to keep memory flat.
@@ -41,6 +42,11 @@ class Classifier:
     def labels(self) -> tuple[str, ...]:
         """Label names, in the order of `Prediction.probs`."""
         return self._engine.model.labels
+
+    @property
+    def model(self) -> LoadedModel:
+        """What was loaded: its labels, activation, architecture, precision and device."""
+        return self._engine.model
 
     def classify(self, inputs: str | Iterable[Any], **options: Any) -> list[Prediction]:
         """Score inputs; one Prediction each, in order.

@@ -157,11 +157,12 @@ class Window:
 class Prediction:
     """What the model says of one prompt.
 
-    label: name of the largest logit.
+    label: name of the largest logit, as a calibration corrected it if one did.
     probs: after the activation, float32, one per label; the raw logits where the activation is "none".
     logits: as the head computed them, in float32.
     num_tokens: tokens that were scored, after any truncation; of all windows together.
     window: the one that decided, where windows were asked for.
+    calibrated: the logits as a calibration corrected them, from which `probs` come; None where none did.
     """
 
     label: str
@@ -170,3 +171,4 @@ class Prediction:
     num_tokens: int
     timings: Timings = field(default_factory=Timings, compare=False)
     window: Window | None = None
+    calibrated: list[float] | None = None

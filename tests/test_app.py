@@ -230,12 +230,12 @@ async def test_a_bug_is_counted_and_keeps_its_request_id(tiny: Path, monkeypatch
 async def test_scores_that_are_not_numbers_are_a_500(tiny: Path) -> None:
     async with in_process(tiny) as running:
         assert running.service.engine is not None
-        bias = running.service.engine.model.module.get_parameter("head.out.bias")
-        kept = bias.clone()
-        bias.fill_(float("nan"))
+        words = running.service.engine.model.module.get_parameter("trunk.word_embeddings.weight")
+        kept = words.clone()
+        words.fill_(float("nan"))
         response = await running.classify(input=["great", "coffee"])
         assert is_document_error(response, 500), response.text
-        bias.copy_(kept)
+        words.copy_(kept)
         assert (await running.classify(input="great")).status_code == 200
 
 

@@ -19,7 +19,7 @@ from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Run, pack
 from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Options, Prediction, Sequence, TextPrompt, TokenPrompt
-from tests.tiny import bert_logits, bert_vocab, rewrite_weights, save_bert
+from tests.tiny import bert_logits, bert_vocab, load_plain, rewrite_weights, save_bert
 
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
 ROUNDING = 2e-5  # against ourselves in other company: only the order of float32 sums differs
@@ -188,8 +188,9 @@ def test_token_id_prompts_are_scored_as_they_are(checkpoint: tuple[Path, PreTrai
 def test_half_precision_trunk(checkpoint: tuple[Path, PreTrainedModel], dtype: Any, tolerance: float) -> None:
     folder, theirs = checkpoint
     ours = load_model(folder, dtype=dtype)
-    assert {p.dtype for p in ours.module.trunk.parameters()} == {getattr(torch, dtype)}
-    assert {p.dtype for p in ours.module.head.parameters()} == {torch.float32}
+    plain = load_plain(folder, dtype=dtype).module
+    assert {p.dtype for p in plain.trunk.parameters()} == {getattr(torch, dtype)}
+    assert {p.dtype for p in plain.head.parameters()} == {torch.float32}
     sequences = random_sequences(SOME_LENGTHS)
     expected = oracle(theirs, sequences)
     got = scored(ours, sequences)

@@ -24,7 +24,7 @@ from assay.model.heads import TextClassifier
 from assay.model.registry import LoadedModel, load_model
 from assay.model.rotary import _SCALINGS, Rotary, _angles
 from assay.sequence import Sequence
-from tests.tiny import rewrite_weights
+from tests.tiny import load_plain, rewrite_weights
 from tests.tiny_decoders import FAMILIES, VOCAB, logits_by_transformers, reload, rewrite_config, save_decoder, to_v4
 
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
@@ -487,7 +487,7 @@ BREAKS = {
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name, broken in BREAKS.items() for case in broken.cases])
 def test_a_broken_feature_is_seen(name: str, case: str, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = saved(case)
-    model, batch = load(folder), sequences()
+    model, batch = load_plain(folder, dtype="float32", device="cpu"), sequences()
     right = scored(model, batch)
     assert isinstance(model.module, TextClassifier)
     BREAKS[name].apply(model.module, monkeypatch)
@@ -508,8 +508,9 @@ def test_sixteen_bits(family: str, dtype: Any, saved: Saved) -> None:
             load_model(folder, dtype=dtype, device="cpu")
         return
     ours, batch = load_model(folder, dtype=dtype, device="cpu"), sequences()
-    assert {parameter.dtype for parameter in ours.module.trunk.parameters()} == {getattr(torch, dtype)}
-    assert {parameter.dtype for parameter in ours.module.head.parameters()} == {torch.float32}
+    plain = load_plain(folder, dtype=dtype, device="cpu").module
+    assert {parameter.dtype for parameter in plain.trunk.parameters()} == {getattr(torch, dtype)}
+    assert {parameter.dtype for parameter in plain.head.parameters()} == {torch.float32}
     logits, exact = scored(ours, batch), oracle(model, batch)
     theirs = oracle(copy.deepcopy(model).to(getattr(torch, dtype)), batch)
     assert logits.dtype == torch.float32

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from assay.dialects.flags import flagged_labels
-from assay.sequence import Prediction
+from assay.dialects.dialect import Answer, Call
+from assay.dialects.flags import flagged_labels, thresholds_of
+from assay.sequence import Options, Prediction
 from tests.e2e.process import InProcess, in_process
 from tests.golden_files import USUAL, check, load
 from tests.tiny import WORDS, bert_logits, save_bert
@@ -86,15 +87,31 @@ async def test_scores_are_those_of_transformers_and_flag_at_one_half(
     ],
 )
 async def test_what_is_flagged(labels: tuple[str, ...], probs: list[float], flags: list[bool]) -> None:
-    assert flagged_labels(Prediction("", probs, [0.0] * len(probs), 3), labels) == flags
+    assert flagged_labels(Prediction("", probs, [0.0] * len(probs), 3), labels, [0.5] * len(probs)) == flags
 
 
 async def test_the_caller_moves_the_rule() -> None:
     prediction = Prediction("", [0.3, 0.7], [0.0, 1.0], 3)
-    assert flagged_labels(prediction, ("a", "b"), threshold=0.3) == [True, True]
-    assert flagged_labels(prediction, ("a", "b"), threshold=0.7001) == [False, False]
-    assert flagged_labels(prediction, ("a", "b"), safe_labels=["b"]) == [False, False]
-    assert flagged_labels(prediction, ("a", "b"), threshold=0.0, safe_labels=[0]) == [False, True]
+    assert flagged_labels(prediction, ("a", "b"), (0.3, 0.3)) == [True, True]
+    assert flagged_labels(prediction, ("a", "b"), (0.3, 0.7001)) == [True, False]
+    assert flagged_labels(prediction, ("a", "b"), (0.5, 0.5), safe_labels=["b"]) == [False, False]
+    assert flagged_labels(prediction, ("a", "b"), (0.0, 0.0), safe_labels=[0]) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "asked", "thresholds"),
+    [
+        (None, None, (0.5, 0.5)),
+        (None, 0.0, (0.0, 0.0)),
+        ((0.2, 0.9), None, (0.2, 0.9)),
+        ((0.2, 0.9), 0.0, (0.0, 0.0)),
+    ],
+)
+async def test_the_callers_threshold_then_the_calibrations_then_one_half(
+    calibrated: tuple[float, ...] | None, asked: float | None, thresholds: tuple[float, ...]
+) -> None:
+    answer = Answer(Call([], Options()), [], ("a", "b"), "m", "id", 0, 0.1, calibrated)
+    assert thresholds_of(answer, asked) == thresholds
 
 
 async def test_raw_scores_are_not_flagged_but_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("sequence",),
     ("labels",),
+    ("calibration",),
     ("dialects.dialect",),
     (
         "dialects.inputs",
@@ -49,6 +50,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("model.batch",),
     ("model.attention",),
+    ("model.activation",),
+    ("model.kernels",),
     ("model.linear",),
     ("model.norm",),
     ("model.rotary",),
@@ -59,6 +62,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model.bert", "model.modernbert", "model.deberta", "model.decoder"),
     ("model.heads",),
     ("model.weights",),
+    ("model.identity",),
     ("model.adapter",),
     ("model.registry",),
     ("model.reference",),
@@ -71,14 +75,34 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.chat", "engine.vocabularies", "engine.truncation"),
     ("engine.tokenizer",),
     ("engine.encoder",),
-    ("engine.scheduler", "engine.admission", "engine.threads"),
-    ("engine.runner", "engine.windows"),
+    ("engine.scheduler", "engine.admission", "engine.threads", "engine.waiter"),
+    ("engine.runner", "engine.windows", "engine.calibrated"),
     ("engine.worker",),
     ("engine.engine",),
     ("classifier",),
     ("verify",),
     ("files",),
-    ("evaluate",),
+    ("files.settings",),
+    ("files.sources",),
+    ("files.blocks",),
+    ("files.delimited", "files.parquet"),
+    ("files.lines",),
+    ("files.readers",),
+    ("files.added", "files.inputs", "files.fingerprint"),
+    ("files.scorer", "files.unfinished", "files.writers"),
+    ("files.arrow",),
+    ("files.job",),
+    ("files.plan",),
+    ("evaluation",),
+    ("evaluation.extra", "evaluation.settings", "evaluation.cells", "evaluation.ranking"),
+    ("evaluation.dataset", "evaluation.truth", "evaluation.metrics", "evaluation.scoring"),
+    ("evaluation.pairs", "evaluation.regression", "evaluation.bootstrap", "evaluation.curves"),
+    ("evaluation.mistakes",),
+    ("evaluation.compare",),
+    ("evaluation.tasks",),
+    ("evaluation.evaluate",),
+    ("evaluation.figures", "evaluation.report"),
+    ("evaluation.page",),
     ("server",),
     ("server.observation",),
     ("server.access_log",),
@@ -98,8 +122,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("server.serve",),
     ("scale",),
     ("commands",),
-    ("commands.options",),
-    ("commands.serve", "commands.classify", "commands.models", "commands.verify"),
+    ("commands.options", "commands.progress"),
+    ("commands.serve", "commands.classify", "commands.calibrate", "commands.models", "commands.verify"),
     ("cli",),
     ("__main__",),
 )
@@ -111,7 +135,7 @@ LAZY_TABLES = {"assay", "assay.model.registry"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "base", "helpers", "helper", "manager"}
 
 # Plain data and policy: neither a device, nor a thread, nor an event loop.
-PURE = ("errors", "config", "sequence", "labels", "dialects", "metrics", "engine.scheduler")
+PURE = ("errors", "config", "sequence", "labels", "calibration", "dialects", "metrics", "engine.scheduler")
 HEAVY = {"torch", "transformers", "tokenizers", "threading", "asyncio", "concurrent", "multiprocessing"}
 
 # Who may know of what. Everything else may not.
@@ -122,6 +146,11 @@ ONLY_THERE = {
     "typer": ("assay.cli", "assay.commands"),
     "rich": ("assay.cli", "assay.commands"),
     "huggingface_hub": ("assay.model.weights",),
+    "pyarrow": ("assay.files",),
+    "numpy": ("assay.evaluation",),
+    "scipy": ("assay.evaluation",),
+    "sklearn": ("assay.evaluation",),
+    "matplotlib": ("assay.evaluation",),
     "safetensors": ("assay.model.weights", "assay.model.adapter"),
     "prometheus_client": ("assay.metrics", "assay.server"),
     "opentelemetry": ("assay.server.tracing",),
@@ -368,7 +397,7 @@ def test_importing_is_cheap(module: str) -> None:
     code = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"
     loaded = set(run(code, module).split())
     assert module in loaded
-    assert not loaded & {"torch", "transformers", "tokenizers"}
+    assert not loaded & {"torch", "transformers", "tokenizers", "numpy", "scipy", "sklearn", "matplotlib"}
 
 
 def test_a_native_checkpoint_is_served_without_transformers(tmp_path: Path) -> None:

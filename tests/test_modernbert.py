@@ -17,6 +17,7 @@ from assay.model.attention import attention
 from assay.model.batch import PackedBatch
 from assay.model.registry import load_model
 from assay.model.rotary import rotate
+from tests.tiny import load_plain
 from tests.tiny_modern import ours_of, reordered, save_modernbert, some_sequences, theirs_of, worst
 
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
@@ -57,7 +58,7 @@ def test_alone_packed_reordered_and_transformers_agree(tmp_path: Path, shape: st
     theirs = save_modernbert(tmp_path, seed=len(shape), **{"max_position_embeddings": MAX_LEN} | SHAPES[shape])
     if shape == "sharded":
         assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    ours = load_model(tmp_path)
+    ours = load_plain(tmp_path)
     sequences = some_sequences(MAX_LEN)
 
     expected, packed = theirs_of(theirs, sequences), ours_of(ours, sequences)
@@ -190,7 +191,7 @@ def _no_head_norm(model: nn.Module) -> None:
 )
 def test_tolerance_bites_when_the_model_is_wrong(tmp_path: Path, broken: Callable[[nn.Module], None]) -> None:
     theirs = save_modernbert(tmp_path, seed=8)
-    ours = load_model(tmp_path)
+    ours = load_plain(tmp_path)
     broken(ours.module)
     sequences = some_sequences(MAX_LEN)
     assert worst(ours_of(ours, sequences), theirs_of(theirs, sequences)) > BITES

@@ -12,7 +12,7 @@ import torch
 
 from assay.errors import CheckpointError, ConfigError
 from assay.model.registry import ARCHITECTURES, load_model
-from tests.tiny import rewrite_weights, save_bert
+from tests.tiny import load_plain, rewrite_weights, save_bert
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_a_layer_too_many_in_the_config_is_missing_tensors(folder: Path) -> None
     ],
 )
 def test_dtype_on_a_cpu(folder: Path, asked: Any, trunk: torch.dtype) -> None:
-    model = load_model(folder, dtype=asked, device="cpu")
+    model = load_plain(folder, dtype=asked, device="cpu")
     assert model.dtype == trunk
     assert model.device == torch.device("cpu")
     assert {p.dtype for p in model.module.trunk.parameters()} == {trunk}

@@ -19,7 +19,7 @@ from assay.errors import CheckpointError
 from assay.model.batch import pack
 from assay.model.registry import load_model
 from assay.sequence import Sequence
-from tests.tiny import randomize, save_bert_tokenizer
+from tests.tiny import load_plain, randomize, save_bert_tokenizer
 from tests.tiny_decoders import BASE, VOCAB, rewrite_config
 
 TOLERANCE = 1e-4
@@ -292,7 +292,7 @@ def test_the_reward_stays_raw(name: str, tmp_path: Path) -> None:
 
 
 def assert_broken(folder: Path, reference: Reference, change: Callable[[Any], None]) -> None:
-    module = load_model(folder, dtype="float32", device="cpu").module
+    module = load_plain(folder, dtype="float32", device="cpu").module
     with torch.inference_mode():
         change(module)
         rewards = module(pack([Sequence(text) for text in texts()]))[:, 0]
@@ -316,7 +316,7 @@ def gate_up_swapped(module: Any) -> None:
 
 
 def no_relu(module: Any) -> None:
-    module.head.act = torch.nn.Identity()
+    module.head.dense.act = None
 
 
 def no_dense_bias(module: Any) -> None:

@@ -21,7 +21,7 @@ from assay.errors import CheckpointError
 from assay.model import weights
 from assay.model.registry import load_model
 from assay.model.weights import Checkpoint, read_json, resolve
-from tests.tiny import rewrite_weights, save_bert
+from tests.tiny import load_plain, rewrite_weights, save_bert
 
 LAYER = "bert.encoder.layer.0"
 QUERY, KEY, VALUE = (f"{LAYER}.attention.self.{part}.weight" for part in ("query", "key", "value"))
@@ -155,7 +155,7 @@ def test_ignorable_tensors_are_ignored(folder: Path) -> None:
 
 
 def test_every_parameter_leaves_meta_and_is_the_checkpoints(folder: Path) -> None:
-    module = load_model(folder).module
+    module = load_plain(folder).module
     tensors = load_file(folder / "model.safetensors")
     ours = dict(module.named_parameters())
     assert not any(parameter.is_meta or parameter.requires_grad for parameter in ours.values())
@@ -501,7 +501,7 @@ def test_a_weight_that_is_no_number_is_refused_by_name(tmp_path: Path, value: fl
 
 def test_bin_files_are_read_as_data_when_allowed(tmp_path: Path) -> None:
     save_bert(tmp_path)
-    expected = dict(load_model(tmp_path).module.named_parameters())
+    expected = dict(load_plain(tmp_path).module.named_parameters())
     state = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     names = sorted(state)
@@ -510,7 +510,7 @@ def test_bin_files_are_read_as_data_when_allowed(tmp_path: Path) -> None:
         torch.save(shard, tmp_path / f"pytorch_model-{part}.bin", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match="--allow-pickle"):
         load_model(tmp_path)
-    module = load_model(tmp_path, allow_pickle=True).module
+    module = load_plain(tmp_path, allow_pickle=True).module
     assert all(torch.equal(parameter, expected[name]) for name, parameter in module.named_parameters())
 
 

@@ -1,6 +1,6 @@
 """Random checkpoints, written by transformers as people's are: small, awkward, with weights large enough to matter.
 
-Knows nothing of assay's own model code. Imports transformers, which the product itself never does on this path.
+Imports transformers, which the product itself never does on this path.
 """
 
 import json
@@ -8,11 +8,14 @@ import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from assay.model.registry import LoadedModel, load_model
 
 WORDS = [
     "the",
@@ -36,6 +39,12 @@ PUNCTUATION = list(".,!?'\"-—:;()[]…")
 def bert_vocab() -> list[str]:
     letters = list(string.ascii_lowercase + string.digits + "éäöüß")
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *PUNCTUATION, *letters, *(f"##{c}" for c in letters)]
+
+
+def load_plain(folder: Path, **options: Any) -> LoadedModel:
+    """As it comes from the checkpoint, without kernels: its weights are parameters that a test can change."""
+    with patch("assay.model.registry.prepare", lambda *_: False):
+        return load_model(folder, **options)
 
 
 def save_bert_tokenizer(folder: Path, **config: Any) -> None:

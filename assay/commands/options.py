@@ -14,6 +14,8 @@ Config = TypeVar("Config")
 # Options whose names are not their settings'.
 _FLAGS = {
     "model": ("--model", "-m"),
+    "output": ("--output", "-o"),
+    "label_columns": ("--label-column",),
     "api_keys": ("--api-key",),
     "allowed_hosts": ("--allowed-host",),
     "cors_origins": ("--cors-origin",),

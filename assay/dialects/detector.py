@@ -1,8 +1,9 @@
 """The detector API of the FMS guardrails orchestrator and TrustyAI: POST /api/v1/text/contents.
 
 A detection is a label that the rule of `flagged_labels` in flags.py flags, over the whole text, from 0 to its length
-in code points; a text without one gets an empty list. `detector_params` may move the rule: `threshold`, and
-`safe_labels`, names or indexes, as in TrustyAI's detector. Its own default, that whatever label comes first is safe, is
+in code points; a text without one gets an empty list. `detector_params` may move the rule: `threshold`, of all labels
+(without it each has its own from the model's calibration, else 0.5), and `safe_labels`, names or indexes, as in
+TrustyAI's detector. Its own default, that whatever label comes first is safe, is
 not kept: where labels have names, names decide. The header `detector-id` chooses among the served models; any other
 name, or none, means the default one. A text that is empty or white space is not scored: there is nothing to detect.
 """
@@ -12,13 +13,13 @@ from typing import Annotated
 import msgspec
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
-from assay.dialects.flags import FLAG_THRESHOLD, check_flags, flagged_labels
+from assay.dialects.flags import check_flags, flagged_labels, thresholds_of
 from assay.errors import AssayError, RequestError
 from assay.sequence import Options, Prediction, TextPrompt
 
 
 class DetectorParams(msgspec.Struct):
-    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = FLAG_THRESHOLD
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     safe_labels: list[str | int] = []
     truncate_prompt_tokens: int | None = None
 
@@ -61,14 +62,15 @@ def parse(incoming: Incoming) -> Call:
 def render(answer: Answer) -> list[list[Detection]]:
     contents, params = answer.call.context
     predictions = iter(answer.predictions)
-    return [_detections(text, next(predictions), answer.labels, params) if text.strip() else [] for text in contents]
+    return [_detections(text, next(predictions), answer, params) if text.strip() else [] for text in contents]
 
 
-def _detections(text: str, prediction: Prediction, labels: tuple[str, ...], params: DetectorParams) -> list[Detection]:
-    flags = flagged_labels(prediction, labels, params.threshold, params.safe_labels)
+def _detections(text: str, prediction: Prediction, answer: Answer, params: DetectorParams) -> list[Detection]:
+    thresholds = thresholds_of(answer, params.threshold)
+    flags = flagged_labels(prediction, answer.labels, thresholds, params.safe_labels)
     return [
         Detection(start=0, end=len(text), text=text, detection=label, detection_type=label, score=score)
-        for label, score, is_flagged in zip(labels, prediction.probs, flags, strict=True)
+        for label, score, is_flagged in zip(answer.labels, prediction.probs, flags, strict=True)
         if is_flagged
     ]
 

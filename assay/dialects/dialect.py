@@ -58,7 +58,7 @@ class Answer:
     """What a dialect renders.
 
     labels: in the order of `probs`. model: the name served. created: Unix time in seconds. seconds: since the request
-    came.
+    came. thresholds: from which probability each label is flagged, where the model's calibration says so.
     """
 
     call: Call
@@ -68,6 +68,7 @@ class Answer:
     request_id: str
     created: int
     seconds: float
+    thresholds: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

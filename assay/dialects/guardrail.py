@@ -1,10 +1,11 @@
 """LiteLLM's generic guardrail: POST /beta/litellm_basic_guardrail_api says whether texts may pass.
 
 BLOCKED where the rule of `flagged_labels` in flags.py flags a label of any text, else NONE; texts are not rewritten.
-In the proxy's configuration `additional_provider_specific_params` may hold `threshold`, `safe_labels` (names or
-indexes), `truncate_prompt_tokens`, and `model`, one of several that are served; the request's own `model` is the one
-that is guarded. Only `texts` are judged: images and tools pass unread. A text that is empty or white space is not
-scored. What cannot be scored is an error, upon which LiteLLM lets nothing through.
+In the proxy's configuration `additional_provider_specific_params` may hold `threshold` (of all labels; without it each
+has its own from the model's calibration, else 0.5), `safe_labels` (names or indexes), `truncate_prompt_tokens`, and
+`model`, one of several that are served; the request's own `model` is the one that is guarded. Only `texts` are judged:
+images and tools pass unread. A text that is empty or white space is not scored. What cannot be scored is an error,
+upon which LiteLLM lets nothing through.
 """
 
 from typing import Annotated, Literal
@@ -12,13 +13,13 @@ from typing import Annotated, Literal
 import msgspec
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
-from assay.dialects.flags import FLAG_THRESHOLD, check_flags, flagged_labels
+from assay.dialects.flags import check_flags, flagged_labels, thresholds_of
 from assay.errors import AssayError
 from assay.sequence import Options, TextPrompt
 
 
 class Params(msgspec.Struct):
-    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = FLAG_THRESHOLD
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     safe_labels: list[str | int] = []
     truncate_prompt_tokens: int | None = None
     model: str | None = None
@@ -64,22 +65,24 @@ def parse(incoming: Incoming) -> Call:
 def render(answer: Answer) -> GuardrailResponse:
     """The reason names the highest of the flagged scores."""
     places, params = answer.call.context
+    thresholds = thresholds_of(answer, params.threshold)
     findings = [
-        (score, label, place)
+        (score, label, place, threshold)
         for place, prediction in zip(places, answer.predictions, strict=True)
-        for label, score, is_flagged in zip(
+        for label, score, threshold, is_flagged in zip(
             answer.labels,
             prediction.probs,
-            flagged_labels(prediction, answer.labels, params.threshold, params.safe_labels),
+            thresholds,
+            flagged_labels(prediction, answer.labels, thresholds, params.safe_labels),
             strict=True,
         )
         if is_flagged
     ]
     if not findings:
         return GuardrailResponse("NONE")
-    score, label, place = max(findings)
+    score, label, place, threshold = max(findings)
     return GuardrailResponse(
-        "BLOCKED", f"{label}: score {score:.4f} at threshold {params.threshold:g}, in text {place} of the request."
+        "BLOCKED", f"{label}: score {score:.4f} at threshold {threshold:g}, in text {place} of the request."
     )
 
 

@@ -1,9 +1,9 @@
 """OpenAI's POST /v1/moderations: every label of the served model is a category, scored and flagged or not.
 
-The rule of `flagged_labels` in flags.py, with its usual threshold: a category is true where its label is not a safe
-one and its probability is 0.5 or more; a result is flagged where any category is. A safe label is listed with its score
-and is never true. `model` chooses among the served models; any other name, as OpenAI's that callers send, means the
-default one. Images are refused.
+The rule of `flagged_labels` in flags.py: a category is true where its label is not a safe one and its probability is
+0.5 or more, or reaches the label's own threshold where the model's calibration has one; a result is flagged where any
+category is. A safe label is listed with its score and is never true. `model` chooses among the served models; any other
+name, as OpenAI's that callers send, means the default one. Images are refused.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
-from assay.dialects.flags import check_flags, flagged_labels
+from assay.dialects.flags import check_flags, flagged_labels, thresholds_of
 from assay.errors import AssayError, RequestError
 from assay.sequence import Options, Prediction, TextPrompt
 
@@ -73,15 +73,16 @@ def parse(incoming: Incoming) -> Call:
 
 
 def render(answer: Answer) -> ModerationResponse:
+    thresholds = thresholds_of(answer)
     return ModerationResponse(
         id=f"modr-{answer.request_id}",
         model=answer.model,
-        results=[_result(prediction, answer.labels) for prediction in answer.predictions],
+        results=[_result(prediction, answer.labels, thresholds) for prediction in answer.predictions],
     )
 
 
-def _result(prediction: Prediction, labels: tuple[str, ...]) -> Result:
-    flags = flagged_labels(prediction, labels)
+def _result(prediction: Prediction, labels: tuple[str, ...], thresholds: tuple[float, ...]) -> Result:
+    flags = flagged_labels(prediction, labels, thresholds)
     return Result(
         flagged=any(flags),
         categories=dict(zip(labels, flags, strict=True)),

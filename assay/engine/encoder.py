@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence as Seq
 from functools import lru_cache
+from itertools import islice
 
 from tokenizers import Encoding
 
 from assay.engine.chat import ChatTemplate, text_of
 from assay.engine.tokenizer import TextTokenizer
 from assay.engine.truncation import cut_text, kept_places, window_places
-from assay.errors import CheckpointError, ContextLengthError, RequestError
+from assay.errors import AssayError, CheckpointError, ContextLengthError, RequestError
 from assay.sequence import ChatPrompt, Options, Prompt, Sequence, Span, TextPrompt, TokenPrompt, TruncationSide
 
 
@@ -47,20 +48,50 @@ class PromptEncoder:
         self._special_tokens = text_tokenizer.special_tokens
         self._requests_template = lru_cache(maxsize=16)(self._compiled)
 
+    def encode_together(self, requests: Seq[tuple[Seq[Prompt], Options, int]]) -> list[list[Sequence] | AssayError]:
+        """What `encode` makes of each of several requests, or its error, with their plain texts in one call of the
+        library: it runs without the interpreter, which is handed over twice a call.
+        """
+        plain = [
+            [prompt.text for prompt in prompts if isinstance(prompt, TextPrompt) and prompt.text_pair is None]
+            if _is_plain(prompts, options)
+            else []
+            for prompts, options, _ in requests
+        ]
+        try:
+            encodings = iter(self._encode([text for texts in plain for text in texts], [True]))
+        except RequestError:  # one of them: each is told of its own
+            plain = [[] for _ in requests]
+        results: list[list[Sequence] | AssayError] = []
+        for (prompts, options, first_index), texts in zip(requests, plain, strict=True):
+            made = list(islice(encodings, len(texts))) if texts else None
+            try:
+                results.append(self.encode(prompts, options, first_index, False, made))
+            except AssayError as error:
+                results.append(error)
+        return results
+
     def encode(
-        self, prompts: Seq[Prompt], options: Options, first_index: int = 0, any_length: bool = False
+        self,
+        prompts: Seq[Prompt],
+        options: Options,
+        first_index: int = 0,
+        any_length: bool = False,
+        plain: list[Encoding] | None = None,
     ) -> list[Sequence]:
         """A sequence for each prompt, or one for each window of it, in order. For a thread off the event loop.
 
         Raises RequestError for what cannot be scored as asked.
         first_index: what the caller calls the first of these prompts, in messages. any_length: they will be counted and
-            not scored, so that none is too long or empty.
+            not scored, so that none is too long or empty. plain: the encodings, where they are all plain texts.
         """
         limit, window_size = self._limit(options), self._window_size(options)
-        prompts = [self._pair_as_conversation(prompt) for prompt in prompts]
-        texts = [self._text_of(prompt) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
-        special = [_adds_special(prompt, options) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
-        encodings = iter(self._encode(texts, special, with_offsets=window_size is not None))
+        if plain is None:
+            prompts = [self._pair_as_conversation(prompt) for prompt in prompts]
+            texts = [self._text_of(prompt) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
+            special = [_adds_special(prompt, options) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
+            plain = self._encode(texts, special, with_offsets=window_size is not None)
+        encodings = iter(plain)
         sequences: list[Sequence] = []
         for index, prompt in enumerate(prompts):
             if isinstance(prompt, TokenPrompt):
@@ -188,12 +219,11 @@ class PromptEncoder:
             ) from None
 
     def _from_ids(self, token_ids: list[int], limit: int | None, options: Options) -> Sequence:
-        for token_id in token_ids:
-            if not 0 <= token_id < self._vocab_size:
-                raise RequestError(
-                    f"Token id {token_id} is out of vocabulary; ids lie between 0 and {self._vocab_size - 1}.",
-                    param="input",
-                )
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._vocab_size):
+            wrong = next(token_id for token_id in token_ids if not 0 <= token_id < self._vocab_size)
+            raise RequestError(
+                f"Token id {wrong} is out of vocabulary; ids lie between 0 and {self._vocab_size - 1}.", param="input"
+            )
         if limit is not None and len(token_ids) > limit:
             token_ids = token_ids[-limit:] if self._side(options) == "left" else token_ids[:limit]
         return Sequence(token_ids)
@@ -274,6 +304,15 @@ class PromptEncoder:
 
     def _side(self, options: Options) -> TruncationSide:
         return options.truncation_side or self._truncation_side
+
+
+def _is_plain(prompts: Seq[Prompt], options: Options) -> bool:
+    """Whether these are texts and nothing else, read as most are."""
+    return (
+        not options.windowed
+        and options.add_special_tokens is not False
+        and all(type(prompt) is TextPrompt and prompt.text_pair is None for prompt in prompts)
+    )
 
 
 def _adds_special(prompt: Prompt, options: Options) -> bool:

@@ -15,22 +15,25 @@ from typing import Self, TypeVar
 
 from assay.config import EngineConfig
 from assay.engine.admission import Admission
+from assay.engine.calibrated import calibrated
 from assay.engine.encoder import PromptEncoder
 from assay.engine.runner import Batch, ModelRunner
 from assay.engine.scheduler import Scheduler
 from assay.engine.threads import Threads
 from assay.engine.tokenizer import answer_token_ids, load_tokenizer
+from assay.engine.waiter import Waiter
 from assay.engine.windows import Combination, combined
 from assay.engine.worker import Worker
 from assay.errors import AssayError, ConfigError, DeadlineError, InternalError, RequestError, UnavailableError
 from assay.metrics import Metrics, ModelMetrics
 from assay.model.registry import LoadedModel, load_model
 from assay.model.weights import logit_score_ids, resolve
-from assay.sequence import Options, Prediction, Prompt, Sequence, TextPrompt, TokenPrompt
+from assay.sequence import ChatPrompt, Options, Prediction, Prompt, Sequence, TextPrompt, TokenPrompt
 
 Result = TypeVar("Result")
 
 _log = logging.getLogger("assay.engine")
+_DEFAULTS = Options()
 _CHARACTERS_PER_TOKEN = 4  # stands for a text's tokens until they are counted
 
 
@@ -55,7 +58,11 @@ class Engine:
         self._metrics = metrics
         self._encoder = encoder
         self._threads = Threads(
-            config.tokenizer_threads, "assay-tokenizer", config.tokenizer_timeout, on_lost=self._tokenizers_lost
+            config.tokenizer_threads,
+            "assay-tokenizer",
+            config.tokenizer_timeout,
+            on_lost=self._tokenizers_lost,
+            together=encoder.encode_together,
         )
         self._scheduler = Scheduler(config.max_batch_tokens)
         self._admission = Admission(config.max_queue_tokens, config.when_full, lambda: self._scheduler.num_tokens)
@@ -66,11 +73,12 @@ class Engine:
             on_answers=lambda batch, answers: self._on_loop(self._deliver, batch, answers),
             on_death=lambda error: self._on_loop(self._die, error),
         )
-        self._waiters: dict[Sequence, _Waiter] = {}
+        self._waiters: dict[Sequence, Waiter] = {}
         self._active = 0  # classify calls that have been accepted and not answered
         self._idle = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
+        self._waking = False  # the worker hears of the queue at the end of this turn of the loop
         metrics.queue_tokens.set_function(lambda: self._scheduler.num_tokens + self._admission.tokenizing)
         metrics.queue_sequences.set_function(lambda: self._scheduler.num_sequences)
         metrics.queue_limit_tokens.set(config.max_queue_tokens)
@@ -88,8 +96,17 @@ class Engine:
         text_tokenizer = load_tokenizer(folder, config.chat_template_path)
         answer_ids = answer_token_ids(config.classifier_from_token, text_tokenizer.tokenizer) or logit_score_ids(folder)
         model = load_model(
-            folder, config.dtype, config.device, config.activation, adapter, config.allow_pickle, answer_ids
+            folder,
+            config.dtype,
+            config.device,
+            config.activation,
+            adapter,
+            config.allow_pickle,
+            answer_ids,
+            config.quantization,
+            config.deterministic,
         )
+        model = calibrated(model, config)
         max_model_len = _max_model_len(config.max_model_len, text_tokenizer.model_max_length, model.max_positions)
         encoder = PromptEncoder(
             text_tokenizer,
@@ -107,6 +124,15 @@ class Engine:
         """Begin to take work, on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._worker.start()
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """With `runner`, for who scores on threads of its own and never starts this engine: jobs over files."""
+        return self._encoder
+
+    @property
+    def runner(self) -> ModelRunner:
+        return self._worker.runner
 
     @property
     def available(self) -> bool:
@@ -132,8 +158,11 @@ class Engine:
             raise UnavailableError("The server is draining and takes no new requests.")
         self._active += 1
         try:
-            async with asyncio.timeout_at(None if deadline == math.inf else deadline):
-                return await self._classify(prompts, self._with_defaults(options or Options()), first_index, deadline)
+            options = self._with_defaults(options or _DEFAULTS)
+            if deadline == math.inf:
+                return await self._classify(prompts, options, first_index, deadline)
+            async with asyncio.timeout_at(deadline):
+                return await self._classify(prompts, options, first_index, deadline)
         except TimeoutError:
             raise DeadlineError("The request was not answered within its time limit.") from None
         finally:
@@ -166,11 +195,10 @@ class Engine:
             options = replace(options, priority=-options.priority)
         if options.windowed or options.truncate_prompt_tokens is not None:
             return options
-        return replace(
-            options,
-            truncate_prompt_tokens=self.config.truncate_prompt_tokens,
-            window=options.window or self.config.window,
-        )
+        cut, window = self.config.truncate_prompt_tokens, options.window or self.config.window
+        if cut is None and window == "none":
+            return options
+        return replace(options, truncate_prompt_tokens=cut, window=window)
 
     def _combination(self, options: Options) -> Combination | None:
         """How windows become one prediction; None where there are none."""
@@ -225,7 +253,10 @@ class Engine:
         await self._admission.enter(estimate)
         admitted = time.monotonic()
         try:
-            sequences = await self._threads.run(self._encoder.encode, prompts, options, first_index)
+            if any(isinstance(prompt, ChatPrompt) for prompt in prompts):  # a template takes longer than its tokens
+                sequences = await self._threads.run(self._encoder.encode, prompts, options, first_index)
+            else:
+                sequences = await self._threads.run_together(estimate, prompts, options, first_index)
         finally:
             self._admission.leave(estimate)
         now = time.monotonic()
@@ -243,17 +274,24 @@ class Engine:
             self._check_available()  # it may have died while the prompts were tokenized
             if self._worker.stopped:
                 raise UnavailableError("The engine is shutting down.")
-            waiter = _Waiter(asyncio.get_running_loop().create_future(), len(sequences))
-            self._waiters.update((sequence, waiter) for sequence in sequences)
+            waiter = Waiter(asyncio.get_running_loop().create_future(), len(sequences))
+            self._waiters.update(dict.fromkeys(sequences, waiter))
             self._worker.add(sequences)
         finally:
             self._admission.leave(num_tokens)
-        self._worker.prefetch()
+        if not self._waking:
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._wake_worker)
         try:
             return await waiter.future
         finally:
             if waiter.remaining:
                 self._forget(sequences)
+
+    def _wake_worker(self) -> None:
+        """At the end of this turn of the loop, so that what came together is computed together."""
+        self._waking = False
+        self._worker.wake()
 
     def _forget(self, sequences: Iterable[Sequence]) -> None:
         self._worker.cancel(sequences)
@@ -288,28 +326,6 @@ class Engine:
         for waiter in waiters:
             waiter.fail(error)
         self._admission.dismiss(error)
-
-
-class _Waiter:
-    """The future of one classify call, and how many of its answers are still out."""
-
-    def __init__(self, future: "asyncio.Future[list[Prediction]]", count: int) -> None:
-        self.future = future
-        self.remaining = count
-        self._predictions: list[Prediction | None] = [None] * count
-
-    def put(self, index: int, answer: Prediction | AssayError) -> None:
-        if isinstance(answer, AssayError):
-            self.fail(answer)
-        elif not self.future.done():
-            self._predictions[index] = answer
-            self.remaining -= 1
-            if not self.remaining:
-                self.future.set_result([p for p in self._predictions if p is not None])
-
-    def fail(self, error: AssayError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 def _estimate(prompt: Prompt) -> int:

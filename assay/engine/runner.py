@@ -1,11 +1,16 @@
-"""One batch through one model on one device: pack, forward, activate, copy back. Knows no queue, thread or future."""
+"""One batch through one model on one device: pack, forward, calibrate, activate, copy back.
+
+Knows no queue, thread or future.
+"""
 
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from assay.config import Activation
 from assay.errors import AssayError, InternalError
 from assay.model.batch import PackedBatch, pack
 from assay.model.heads import activate
@@ -32,6 +37,11 @@ class ModelRunner:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
+        self._correction: tuple[Tensor, Tensor] | None = None
+        if (calibration := model.calibration) is not None:
+            slopes = torch.tensor(calibration.slopes, dtype=torch.float32, device=model.device)
+            intercepts = torch.tensor(calibration.intercepts, dtype=torch.float32, device=model.device)
+            self._correction = slopes, intercepts
 
     def warm_up(self) -> None:
         """One small forward, so that the first caller does not pay for the first touch of weights and kernels."""
@@ -53,7 +63,12 @@ class ModelRunner:
         with torch.inference_mode():
             logits = self.model.module(batch.packed.to(self.model.device))
             kinds = {sequence.activation for sequence in batch.sequences}
-            probs = {kind: activate(logits, kind).tolist() for kind in kinds}
+            corrected = {kind: self._corrected(logits, kind) for kind in kinds}
+            probs = {
+                kind: activate(logits if x is None else x, kind, self.model.deterministic).tolist()
+                for kind, x in corrected.items()
+            }
+            calibrated = {kind: x.tolist() for kind, x in corrected.items() if x is not None}
             finite = torch.isfinite(logits).all(dim=-1).tolist()
             rows = logits.tolist()
         assert len(rows) == len(batch.sequences), "a model answers each sequence once"
@@ -67,8 +82,19 @@ class ModelRunner:
                     InternalError("The model's scores for this input are not finite numbers (NaN or infinity).")
                 )
                 continue
-            label = self.model.labels[max(range(len(rows[i])), key=rows[i].__getitem__)]
-            answers.append(
-                Prediction(label, probs[sequence.activation][i], rows[i], sequence.num_tokens, sequence.timings)
+            own = calibrated[sequence.activation][i] if sequence.activation in calibrated else None
+            ranking = own or rows[i]
+            label = self.model.labels[max(range(len(ranking)), key=ranking.__getitem__)]
+            prediction = Prediction(
+                label, probs[sequence.activation][i], rows[i], sequence.num_tokens, sequence.timings, calibrated=own
             )
+            answers.append(prediction)
         return answers
+
+    def _corrected(self, logits: Tensor, kind: Activation) -> Tensor | None:
+        """logits [seqs, labels] as the calibration has them; None where none was fitted for this activation."""
+        calibration = self.model.calibration
+        if calibration is None or self._correction is None or kind != calibration.activation:
+            return None
+        slopes, intercepts = self._correction
+        return logits * slopes + intercepts

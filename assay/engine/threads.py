@@ -2,152 +2,278 @@
 
 A pattern in a stranger's tokenizer can take for ever on one text, and no thread can be killed. Such a call loses its
 caller and its thread; the thread is replaced a few times, and then the owner hears that it is no use.
+
+Small calls that wait for a thread go through it together, since each hand-over of the interpreter between threads costs
+more than a short text. Where such a round does not come back, each of its calls is run again alone, and the one that is
+at fault is found.
 """
 
 import asyncio
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from typing import Any, TypeVar
 
 from assay.errors import AssayError, InternalError
 
 Result = TypeVar("Result")
+Outcome = tuple[Any, Exception | None]
 
 _log = logging.getLogger("assay.engine")
 _JOIN_SECONDS = 5.0
+_ROUND_WEIGHT = 4096  # of a round of several calls: tokens, about ten milliseconds' work
+_ROUND_SECONDS = 1.0  # after which a round of several calls is taken apart
 
 
 class Threads:
     """patience: seconds after which a running call is given up. spares: threads that may be lost; with the next one,
     `on_lost` is called on the loop.
+    together: runs several calls of `run_together`, given a tuple of arguments each; one result or error for each.
     """
 
     def __init__(
-        self, count: int, name: str, patience: float, spares: int = 8, on_lost: Callable[[], None] = lambda: None
+        self,
+        count: int,
+        name: str,
+        patience: float,
+        spares: int = 8,
+        on_lost: Callable[[], None] = lambda: None,
+        together: Callable[[Seq[tuple[Any, ...]]], Seq[Any]] = lambda items: [],
     ) -> None:
         self.patience = patience
         self.on_lost = on_lost
+        self.together = together
         self.lost = 0
+        self.line: deque[_Job] = deque()
+        self.ready = threading.Condition(threading.Lock())  # guards the line for threads, and `_closing`
+        self._closing: AssayError | None = None
         self._spares = spares
         self._name = name
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
         self._count = count
-        self._closing: AssayError | None = None
+        self._hands: list[_Hand] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._telling = False  # the threads hear of the line at the end of this turn of the loop
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, call: Callable[..., Result], *args: Any) -> Result:
         """The call's result or its error. Raises InternalError for a call that did not come back."""
-        if self._closing is not None:
-            raise self._closing
-        while len(self._threads) < self._count:  # on first use, so that nothing starts before there is a loop
-            self._start()
-        job = _Job(self, call, args, asyncio.get_running_loop())
-        self._jobs.put(job)
-        result: Result = await job.future
+        result: Result = await self._queued(call, args, _ROUND_WEIGHT)
         return result
 
+    async def run_together(self, weight: int, *args: Any) -> Any:
+        """What `together` makes of these arguments, maybe with others'. weight: how long it takes, in tokens."""
+        return await self._queued(None, args, weight)
+
+    def _queued(self, call: Callable[..., Any] | None, args: tuple[Any, ...], weight: int) -> "asyncio.Future[Any]":
+        if self._closing is not None:
+            raise self._closing
+        if self._loop is None:  # on first use, so that nothing starts before there is a loop
+            self._loop = asyncio.get_running_loop()
+            for _ in range(self._count):
+                self._start()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.line.append(_Job(future, call, args, weight))
+        self._tell_soon()
+        return future
+
+    def _tell_soon(self) -> None:
+        if not self._telling and self._loop is not None:
+            self._telling = True
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        """Wake as many threads as there are rounds in the line. Who is busy looks at the line without being told."""
+        self._telling = False
+        with self.ready:
+            weight = sum(job.weight for job in self.line)
+            self.ready.notify(1 + weight // _ROUND_WEIGHT)
+        self._watch()
+
+    def take(self) -> "_Round | None":
+        """On a thread: what it runs next; sleeps while there is nothing; None to end."""
+        with self.ready:
+            while not self.line:
+                if self._closing is not None:
+                    return None
+                self.ready.wait()
+            jobs = [self.line.popleft()]
+            room = _ROUND_WEIGHT - jobs[0].weight
+            while self.line and self.line[0].weight <= room:
+                room -= self.line[0].weight
+                jobs.append(self.line.popleft())
+        return _Round(jobs)
+
+    def deliver(self, jobs: "list[_Job]", outcomes: list[Outcome]) -> None:
+        """On a thread: tell the callers."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(_settle, jobs, outcomes)
+
     def _start(self) -> None:
-        thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        hand = _Hand(self, f"{self._name}-{len(self._hands)}")
+        self._hands.append(hand)
+        hand.start()
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._closing is not None:
-                job.settle_from_thread(None, self._closing)
-                continue
-            job.thread = threading.current_thread()
-            if job.run():
-                return  # it was given up meanwhile, and replaced
+    def _watch(self) -> None:
+        """One timer for all threads: a timer a call costs as much as the call's place in the line."""
+        if self._timer is None and self._loop is not None:
+            self._timer = self._loop.call_later(min(self.patience, _ROUND_SECONDS), self._check)
 
-    def replace(self, thread: threading.Thread) -> None:
+    def _check(self) -> None:
+        """On the loop: it has been a while. Time in the line does not count."""
+        self._timer = None
+        busy = [(hand, hand.round) for hand in self._hands if hand.round is not None]
+        now, next_look = time.monotonic(), self.patience
+        for hand, running in busy:
+            alone = len(running.jobs) == 1
+            left = running.started + (self.patience if alone else min(self.patience, _ROUND_SECONDS)) - now
+            if left <= 0 and hand.give_up(running):
+                self._replace(hand, running)
+            else:
+                next_look = min(next_look, left)
+        if (busy or self.line) and self._loop is not None and self._hands:
+            self._timer = self._loop.call_later(max(0.001, min(next_look, _ROUND_SECONDS)), self._check)
+
+    def _replace(self, hand: "_Hand", stuck: "_Round") -> None:
         """On the loop: this thread does not come back."""
-        self._threads.remove(thread)
-        self.lost += 1
+        self._hands.remove(hand)
+        origin = stuck.jobs[0].origin
+        if origin is not None and not origin.repeated:  # the loss of its round was counted
+            origin.repeated = True
+        else:
+            self.lost += 1
         _log.error("A tokenizer thread is given up after %g s (%d so far).", self.patience, self.lost)
         if self.lost > self._spares:
-            self.on_lost()
-        elif self._closing is None:
+            self._give_up(stuck)
+            return
+        if self._closing is None:
             self._start()
+        if len(stuck.jobs) == 1:
+            _settle(stuck.jobs, [(None, self._too_late())])
+        else:
+            self.line.extendleft(job.alone(stuck) for job in reversed(stuck.jobs) if not job.future.done())
+            self._tell_soon()
+
+    def _too_late(self) -> InternalError:
+        return InternalError(f"Tokenizing took more than {self.patience:g} s; given up.")
+
+    def _give_up(self, stuck: "_Round") -> None:
+        """Too many are lost: nothing more is taken, and nobody waits for a thread that does not come."""
+        self.on_lost()
+        with self.ready:
+            self._closing = self._too_late()
+            waiting = [*stuck.jobs, *self.line]
+            self.line.clear()
+            self.ready.notify_all()
+        _settle(waiting, [(None, self._closing)] * len(waiting))
 
     def close(self, error: AssayError) -> None:
         """Calls that wait get `error`; those that run end, unless they take too long. From any thread."""
-        self._closing = error
-        threads = list(self._threads)
-        for _ in threads:
-            self._jobs.put(None)
+        with self.ready:
+            self._closing = error
+            waiting = list(self.line)
+            self.line.clear()
+            self.ready.notify_all()
+        self.deliver(waiting, [(None, error)] * len(waiting))
         deadline = time.monotonic() + _JOIN_SECONDS
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        for hand in list(self._hands):
+            hand.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Job:
-    """One call, its future, and the timer that gives it up."""
+    """One call and its future. call: None is one of `together`. origin: the round that it was given up with."""
+
+    __slots__ = ("args", "call", "future", "origin", "weight")
 
     def __init__(
-        self, pool: Threads, call: Callable[..., Any], args: tuple[Any, ...], loop: asyncio.AbstractEventLoop
+        self, future: "asyncio.Future[Any]", call: Callable[..., Any] | None, args: tuple[Any, ...], weight: int
     ) -> None:
-        self.future: asyncio.Future[Any] = loop.create_future()
-        self.thread: threading.Thread | None = None
-        self._pool = pool
-        self._call = call
-        self._args = args
-        self._loop = loop
-        self._started = 0.0
-        self._end = threading.Lock()  # guards the two below: the call ends, or it is given up, not both
-        self._finished = False
-        self._given_up = False
-        self._timer = loop.call_later(pool.patience, self._check)
+        self.future = future
+        self.call = call
+        self.args = args
+        self.weight = weight
+        self.origin: _Round | None = None
 
-    def run(self) -> bool:
-        """On the thread. Whether it was given up meanwhile."""
-        if self.future.cancelled():
-            self.settle_from_thread(None, None)
-            return False
-        self._started = time.monotonic()
-        result: Any = None
-        failure: Exception | None = None
+    def alone(self, origin: "_Round") -> "_Job":
+        again = _Job(self.future, self.call, self.args, _ROUND_WEIGHT)
+        again.origin = origin
+        return again
+
+    def outcome(self, together: Callable[[Seq[tuple[Any, ...]]], Seq[Any]]) -> Outcome:
         try:
-            result = self._call(*self._args)
+            result = self.call(*self.args) if self.call is not None else together([self.args])[0]
         except (StopIteration, StopAsyncIteration) as error:  # no future takes these
-            failure = InternalError(f"Tokenizing failed: {type(error).__name__}.")
+            return None, InternalError(f"Tokenizing failed: {type(error).__name__}.")
         except Exception as error:  # an edge: the caller is told
-            failure = error
+            return None, error
         except BaseException as error:  # a panic of the tokenizer's library
             _log.error("The tokenizer's library failed: %s.", type(error).__name__)
-            failure = InternalError("The tokenizer's library failed on this input.")
-        self.settle_from_thread(result, failure)
+            return None, InternalError("The tokenizer's library failed on this input.")
+        return (None, result) if isinstance(result, Exception) else (result, None)
+
+
+class _Round:
+    """The calls that a thread runs in one go. repeated: one of them was given up a second time, alone."""
+
+    __slots__ = ("jobs", "repeated", "started")
+
+    def __init__(self, jobs: list[_Job]) -> None:
+        self.jobs = jobs
+        self.started = time.monotonic()
+        self.repeated = False
+
+    def outcomes(self, together: Callable[[Seq[tuple[Any, ...]]], Seq[Any]]) -> list[Outcome]:
+        """One for each call. Whatever goes wrong with several at once is left to each one alone."""
+        if len(self.jobs) > 1 and all(job.call is None for job in self.jobs):
+            try:
+                results = together([job.args for job in self.jobs])
+                assert len(results) == len(self.jobs), "one result for each call"
+                return [(None, result) if isinstance(result, Exception) else (result, None) for result in results]
+            except BaseException as error:  # an edge: the one at fault is found below, and its caller is told
+                _log.debug("A round is run one by one after %s.", type(error).__name__)
+        return [job.outcome(together) for job in self.jobs]
+
+
+class _Hand(threading.Thread):
+    """One of the threads. round: what it runs, if anything."""
+
+    def __init__(self, pool: Threads, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.round: _Round | None = None
+        self._pool = pool
+        self._end = threading.Lock()  # a round ends, or it is given up, not both
+        self._given_up = False
+
+    def run(self) -> None:
+        pool = self._pool
+        while (taken := pool.take()) is not None:
+            taken.jobs = [job for job in taken.jobs if not job.future.done()]
+            if not taken.jobs:
+                continue
+            self.round = taken
+            outcomes = taken.outcomes(pool.together)
+            pool.deliver(taken.jobs, outcomes)
+            with self._end:
+                self.round = None
+                if self._given_up:
+                    return  # it is replaced
+
+    def give_up(self, stuck: _Round) -> bool:
+        """On the loop. Whether it still was at it."""
         with self._end:
-            self._finished = True
+            self._given_up = self.round is stuck
             return self._given_up
 
-    def settle_from_thread(self, result: Any, error: Exception | None) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._settle, result, error)
 
-    def _settle(self, result: Any, error: Exception | None) -> None:
-        self._timer.cancel()
-        if self.future.done():
-            return
+def _settle(jobs: list[_Job], outcomes: list[Outcome]) -> None:
+    """On the loop. Who was run twice has had the first answer."""
+    for job, (result, error) in zip(jobs, outcomes, strict=True):
+        if job.future.done():
+            continue
         if error is not None:
-            self.future.set_exception(error)
+            job.future.set_exception(error)
         else:
-            self.future.set_result(result)
-
-    def _check(self) -> None:
-        """On the loop: it has been a while. Time in the queue does not count."""
-        ran = time.monotonic() - self._started if self._started else 0.0
-        if ran < self._pool.patience:
-            self._timer = self._loop.call_later(self._pool.patience - ran, self._check)
-            return
-        with self._end:
-            if self._finished:
-                return
-            self._given_up = True
-        assert self.thread is not None, "it has started"
-        self._pool.replace(self.thread)
-        if not self.future.done():
-            self.future.set_exception(InternalError(f"Tokenizing took more than {self._pool.patience:g} s; given up."))
+            job.future.set_result(result)

@@ -56,11 +56,11 @@ class Combination:
     def of(self, windows: Seq[Sequence], predictions: Seq[Prediction]) -> Prediction:
         """One prediction of the windows of one prompt, in order."""
         if len(predictions) == 1:
-            chosen, probs, logits = 0, predictions[0].probs, predictions[0].logits
-            label = self.labels.index(predictions[0].label)
+            chosen, one = 0, predictions[0]
+            label, probs, logits, calibrated = self.labels.index(one.label), one.probs, one.logits, one.calibrated
         else:
-            probs, logits = self._scores(predictions)
-            ranking = logits if self.how == "max" or self.activation == "none" else probs
+            probs, logits, calibrated = self._scores(predictions)
+            ranking = (calibrated or logits) if self.how == "max" or self.activation == "none" else probs
             label = max(range(len(ranking)), key=ranking.__getitem__)
             chosen = self._winner(predictions, label)
         span = windows[chosen].span
@@ -71,23 +71,26 @@ class Combination:
             num_tokens=sum(prediction.num_tokens for prediction in predictions),
             timings=max((prediction.timings for prediction in predictions), key=lambda timings: timings.queue),
             window=None if span is None else Window(chosen, len(predictions), span),
+            calibrated=calibrated,
         )
 
-    def _scores(self, predictions: Seq[Prediction]) -> tuple[list[float], list[float]]:
-        """Probabilities and logits of all windows together."""
-        probs = list(zip(*(prediction.probs for prediction in predictions), strict=True))
-        logits = list(zip(*(prediction.logits for prediction in predictions), strict=True))
-        if self.how == "mean":
-            return [math.fsum(row) / len(row) for row in probs], [math.fsum(row) / len(row) for row in logits]
-        if self.how == "noisy_or":
-            return self._noisy_or(logits)
-        if self._exclusive:
+    def _scores(self, predictions: Seq[Prediction]) -> tuple[list[float], list[float], list[float] | None]:
+        """Probabilities, logits and calibrated logits of all windows together."""
+        if self.how == "max" and self._exclusive:
             one = predictions[self._decisive(predictions)]
-            return one.probs, one.logits
-        return [max(row) for row in probs], [max(row) for row in logits]
+            return one.probs, one.logits, one.calibrated
+        logits = _by_label([prediction.logits for prediction in predictions])
+        calibrated = [prediction.calibrated for prediction in predictions if prediction.calibrated is not None]
+        corrected = _by_label(calibrated) if calibrated else None
+        if self.how == "noisy_or":
+            raw, found = self._noisy_or(logits), self._noisy_or(corrected or logits)
+            return found[0], raw[1], found[1] if corrected else None
+        together = _mean if self.how == "mean" else max
+        probs = [together(row) for row in _by_label([prediction.probs for prediction in predictions])]
+        return probs, [together(row) for row in logits], [together(row) for row in corrected] if corrected else None
 
     def _noisy_or(self, logits: list[tuple[float, ...]]) -> tuple[list[float], list[float]]:
-        """From logits, since 1 - p of a sure window has no digits left."""
+        """Probabilities and their logits, from logits, since 1 - p of a sure window has no digits left."""
         if self.activation == "sigmoid":
             nones = [-math.fsum(map(_softplus, row)) for row in logits]  # log of the probability that no window has it
             return [-math.expm1(none) for none in nones], [_logit_of_rest(none) for none in nones]
@@ -102,12 +105,12 @@ class Combination:
         if self._exclusive:
             if self.how == "max":
                 return self._decisive(predictions)
-            return _largest([_softmax(prediction.logits)[label] for prediction in predictions])
+            return _largest([_softmax(prediction.calibrated or prediction.logits)[label] for prediction in predictions])
         return _largest([prediction.logits[label] for prediction in predictions])
 
     def _decisive(self, predictions: Seq[Prediction]) -> int:
         """Of exclusive labels: the least harmless window, or the surest where no label, or every one, is harmless."""
-        rows = [_softmax(prediction.logits) for prediction in predictions]
+        rows = [_softmax(prediction.calibrated or prediction.logits) for prediction in predictions]
         safe = harmless(self.labels)
         if any(safe) and not all(safe):
             return _largest([math.fsum(p for p, fine in zip(row, safe, strict=True) if not fine) for row in rows])
@@ -122,6 +125,15 @@ def combined(sequences: Seq[Sequence], predictions: Seq[Prediction], combination
         windows, scored = zip(*group, strict=True)
         answers.append(combination.of(windows, scored))
     return answers
+
+
+def _by_label(rows: Seq[list[float]]) -> list[tuple[float, ...]]:
+    """A row a window → a row a label."""
+    return list(zip(*rows, strict=True))
+
+
+def _mean(values: Seq[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _largest(values: list[float]) -> int:

@@ -26,8 +26,8 @@ class Worker:
     """One thread, one runner, one queue.
 
     Called on the thread: on_taken() when a batch has left the queue; on_answers(batch, answers); on_death(error) when
-    the thread ends by itself. `prefetch`, `add` and `cancel` are for the event loop. failures: forward passes that
-    failed.
+    the thread ends by itself. `add`, `wake`, `prefetch` and `cancel` are for the event loop.
+    failures: forward passes that failed.
     """
 
     def __init__(
@@ -54,10 +54,15 @@ class Worker:
         self._thread.start()
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Queue the sequences of one request."""
+        """Queue the sequences of one request. The thread, if it sleeps, hears of them with `wake`."""
         with self._wake:
             self.scheduler.add(sequences)
+
+    def wake(self) -> None:
+        """There is something in the queue."""
+        with self._wake:
             self._wake.notify()
+        self.prefetch()
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """Nobody waits for these any more; what is not on the device yet is not computed."""

@@ -1,7 +1,8 @@
 """What a model sees: sequences of any length laid end to end, no padding. Knows nothing of text, requests or queues."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Literal
 
@@ -45,6 +46,23 @@ class PackedBatch:
     @property
     def num_tokens(self) -> int:
         return self.input_ids.shape[0]
+
+    def apart(self) -> "PackedBatch":
+        """The same, with each sequence a run of its own."""
+        runs = [Run(run.start + i * run.length, 1, run.length) for run in self.runs for i in range(run.count)]
+        return replace(self, runs=tuple(runs))
+
+    def each(self) -> Iterator["PackedBatch"]:
+        """Each sequence as a batch."""
+        for run in self.apart().runs:
+            tokens = slice(run.start, run.start + run.length)
+            yield PackedBatch(
+                self.input_ids[tokens],
+                self.position_ids[tokens],
+                self.token_type_ids[tokens],
+                self.cu_seqlens.new_tensor([0, run.length]),
+                (Run(0, 1, run.length),),
+            )
 
     def to(self, device: torch.device) -> "PackedBatch":
         if device.type == "cpu":

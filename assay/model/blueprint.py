@@ -36,7 +36,7 @@ class Rename:
 
 @dataclass(frozen=True, slots=True)
 class HeadSpec:
-    """A head, as data: pool → dense → act → norm → out, where dense and norm may be absent.
+    """A head, as data: pool → dense → act → norm → out, where dense with its act, and norm, may be absent.
 
     gate: sizes of the gate's three layers; the head is then one gated sum over pairs (mean, uncertainty) of scores.
     norm_eps: the epsilon of a LayerNorm before `out`, if there is one.

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from assay.errors import CheckpointError
+from assay.model.activation import activation
 from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
 from assay.model.disentangled import disentangled_attention, disentangled_rows
 from assay.model.linear import Linear
-from assay.model.mlp import MLP, activation
+from assay.model.mlp import MLP
 
 
 @dataclass(frozen=True, slots=True)

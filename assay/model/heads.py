@@ -13,7 +13,6 @@ from assay.model.attention import by_run
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import HeadSpec
 from assay.model.linear import Linear
-from assay.model.mlp import activation
 
 
 def _mean(hidden: Tensor, batch: PackedBatch) -> Tensor:
@@ -40,14 +39,13 @@ class Head(nn.Module):
         size = spec.hidden_size
         self.pool = POOLS[spec.pool]
         self.rows = _rows(spec)
-        self.dense = Linear(size, size, spec.dense_bias) if spec.dense else nn.Identity()
-        self.act = activation(spec.act) if spec.act else nn.Identity()
+        self.dense = Linear(size, size, spec.dense_bias, spec.act) if spec.dense else nn.Identity()
         self.norm = nn.Identity() if spec.norm_eps is None else nn.LayerNorm(size, spec.norm_eps, bias=spec.norm_bias)
         self.out = Linear(size, spec.num_labels, spec.out_bias)
 
     def forward(self, hidden: Tensor, batch: PackedBatch) -> Tensor:
         pooled = self.pool(hidden, batch) if self.rows is None else hidden
-        logits: Tensor = self.out(self.norm(self.act(self.dense(pooled.float()))))
+        logits: Tensor = self.out(self.norm(self.dense(pooled.float())))
         return logits
 
 
@@ -99,8 +97,37 @@ class TextClassifier(nn.Module):
         return logits
 
 
-def activate(logits: Tensor, kind: Activation) -> Tensor:
-    """logits [seqs, labels] → probabilities, same shape. Softmax shifts by the row's maximum, so none overflows."""
+class Apart(nn.Module):
+    """A model whose products treat rows alike, with each sequence's attention computed by itself: the same bits for a
+    sequence in any company."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        logits: Tensor = self.module(batch.apart())
+        return logits
+
+
+class Alone(nn.Module):
+    """Any model, one sequence after another: the same bits for a sequence in any company, at the price of batching."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        return torch.cat([self.module(one) for one in batch.each()])
+
+
+def activate(logits: Tensor, kind: Activation, apart: bool = False) -> Tensor:
+    """logits [seqs, labels] → probabilities, same shape. Softmax shifts by the row's maximum, so none overflows.
+
+    apart: row by row, since a vector's lanes and what is left over at its end may be rounded differently.
+    """
+    if apart:
+        return torch.cat([activate(row, kind) for row in torch.split(logits, 1)])
     match kind:
         case "none":
             return logits

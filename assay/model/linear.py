@@ -1,17 +1,88 @@
-"""The one place where a weight matrix is multiplied. Knows nothing of what the product means."""
+"""Where a weight matrix is multiplied: plainly as it is loaded, then with the kernel that `prepare` gives it.
+
+Knows nothing of what a product means.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+
+from assay.model.activation import activation
+from assay.model.kernels import Int8, Kernel, Plain, Prepacked, can_prepack
+
+Make = Callable[[Tensor, Tensor | None, str | None], Kernel]
+"""(weight, bias, activation) → the kernel that computes with them."""
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, with W [out_features, in_features] as checkpoints store it. Filled by the loader."""
+    """act(x Wᵀ + b), with W [out_features, in_features] as checkpoints store it. Filled by the loader."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, act: str | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
+        self.weight: Tensor | None = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        self.act = act
+        if act is not None:
+            activation(act)  # an unknown one is told before anything is loaded
+        self._kernel: Kernel | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        if self._kernel is not None:
+            return self._kernel(x)
+        assert self.weight is not None
+        return Plain(self.weight, self.bias, self.act)(x)
+
+    def prepare(self, make: Make) -> None:
+        """Compute with a kernel of this kind from now on. The weights are the kernel's then, and no parameter's."""
+        assert self.weight is not None, "it is prepared once"
+        self._kernel = make(self.weight, self.bias, self.act)
+        self.weight = self.bias = None
+
+
+class GatedLinear(nn.Module):
+    """act(x Gᵀ) * (x Uᵀ), biases aside, with G and U in one matrix [2 * out_features, in_features] (Shazeer 2020)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, act: str) -> None:
+        super().__init__()
+        self.weight: Tensor | None = nn.Parameter(torch.empty(2 * out_features, in_features), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(2 * out_features), requires_grad=False) if bias else None
+        self.act = act
+        activation(act)
+        self._kernels: tuple[Kernel, Kernel] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self._kernels or self._make(Plain)
+        return up(x, times=gate(x))
+
+    def prepare(self, make: Make) -> None:
+        """As Linear's."""
+        self._kernels = self._make(make)
+        self.weight = self.bias = None
+
+    def _make(self, make: Make) -> tuple[Kernel, Kernel]:
+        assert self.weight is not None
+        gate, up = self.weight.chunk(2)
+        gate_bias, up_bias = (None, None) if self.bias is None else self.bias.chunk(2)
+        return make(gate, gate_bias, self.act), make(up, up_bias, None)
+
+
+def prepare(trunk: nn.Module, head: nn.Module, int8: bool = False, deterministic: bool = False) -> bool:
+    """Give every product of a loaded model the fastest kernel that its weights and this machine allow.
+
+    int8: in the trunk, whose weights are float32; heads stay as they are. deterministic: of kernels whose rows do not
+    depend on how many there are; returns whether all products have one (of int8, the activations that follow do not).
+    """
+
+    def prepacked(weight: Tensor, bias: Tensor | None, act: str | None) -> Kernel:
+        return Prepacked(weight, bias, act, alike=deterministic)
+
+    alike = not int8
+    for part, make in ((trunk, Int8 if int8 else prepacked), (head, prepacked)):
+        for module in part.modules():
+            if isinstance(module, Linear | GatedLinear):
+                if module.weight is not None and can_prepack(module.weight):
+                    module.prepare(make)
+                else:
+                    alike = False
+    return alike

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from assay.config import Activation, ActivationChoice, Device, DType
+from assay.calibration import Calibration
+from assay.config import Activation, ActivationChoice, Device, DType, Quantization
 from assay.errors import CheckpointError, ConfigError
 from assay.labels import activation_for, label_names
 from assay.model.adapter import AdaptedCheckpoint
 from assay.model.blueprint import Blueprint, Shapes
-from assay.model.heads import TextClassifier, build_head
+from assay.model.heads import Alone, Apart, TextClassifier, build_head
+from assay.model.kernels import has_onednn
+from assay.model.linear import prepare
 from assay.model.weights import Checkpoint, Tensors, load, read_json
 
 _DECODER, _BERT = "assay.model.decoder", "assay.model.bert"
@@ -83,7 +86,9 @@ _PROBLEM_TYPE: dict[ActivationChoice, dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model and what callers must know of it. `module` maps a PackedBatch on `device` to logits [seqs, labels]."""
+    """A model and what callers must know of it. `module` maps a PackedBatch on `device` to logits [seqs, labels], which
+    `calibration` does not touch: whoever makes probabilities of them applies it.
+    """
 
     module: nn.Module
     architecture: str
@@ -95,6 +100,14 @@ class LoadedModel:
     type_vocab_size: int
     dtype: torch.dtype
     device: torch.device
+    quantization: Quantization = "none"
+    deterministic: bool = False
+    calibration: Calibration | None = None
+
+    @property
+    def thresholds(self) -> tuple[float, ...] | None:
+        """From which probability each label is flagged; None where no calibration says so."""
+        return None if self.calibration is None else self.calibration.thresholds
 
 
 def load_model(
@@ -105,11 +118,14 @@ def load_model(
     adapter: Path | None = None,
     allow_pickle: bool = False,
     answer_token_ids: tuple[int, ...] | None = None,
+    quantization: Quantization = "none",
+    deterministic: bool = False,
 ) -> LoadedModel:
     """Build on `meta`, then fill strictly from the folder, with an adapter merged in if one is given.
 
     allow_pickle: read `.bin` files, as data only, where there are no safetensors.
     answer_token_ids: a language model whose score is the logit of the last of these tokens, less the first's.
+    deterministic: a sequence's logits are the same bits in any company.
     Raises CheckpointError or ConfigError.
     """
     raw: Mapping[str, Any] = read_json(folder / "config.json")
@@ -125,12 +141,32 @@ def load_model(
     else:
         raise CheckpointError(f"Adapters are merged into native architectures only: {', '.join(ARCHITECTURES)}.")
     model = model if activation == "auto" else replace(model, activation=activation)
+    model = _prepared(model, quantization, deterministic)
     if model.activation == "softmax" and len(model.labels) == 1:
         raise ConfigError(
             "A softmax over this model's one label is 1 for every text. Take --activation sigmoid, or none."
         )
     _own(model.module)
     return model
+
+
+def _prepared(model: LoadedModel, quantization: Quantization, deterministic: bool) -> LoadedModel:
+    """With the kernels that this machine has for it."""
+    module = model.module
+    if quantization == "int8":
+        if not isinstance(module, TextClassifier):
+            raise ConfigError(f"quantization int8 is for native architectures only, and {model.architecture} is none.")
+        if model.dtype != torch.float32 or not has_onednn(model.device):
+            raise ConfigError(
+                f"quantization int8 needs an x86 CPU and dtype float32; this is {model.device.type} with "
+                f"{str(model.dtype).removeprefix('torch.')}."
+            )
+    alike = False
+    if isinstance(module, TextClassifier):
+        alike = prepare(module.trunk, module.head, quantization == "int8", deterministic)
+    if deterministic:
+        module = Apart(module) if alike else Alone(module)
+    return replace(model, module=module, quantization=quantization, deterministic=deterministic)
 
 
 def _own(module: nn.Module) -> None:

@@ -167,6 +167,7 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
         request_id=request_id,
         created=int(time.time()),
         seconds=time.monotonic() - observation.started,
+        thresholds=engine.model.thresholds,
     )
     return json_response(dialect.render(answer), headers=observation.timing_headers() | dialect.headers(answer))
 

@@ -1,0 +1,121 @@
+"""How act(x Wᵀ + b) is computed: as torch has it, with weights laid out for the CPU, or in 8-bit integers.
+
+A kernel holds the only copy of its weights, in the layout that it wants. Knows no layer and no checkpoint.
+"""
+
+import platform
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from assay.model.activation import activation
+
+# Our name of an activation → oneDNN's, which computes it while the product is still in the cache.
+_FUSED = {
+    None: ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_new": ("gelu", "tanh"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+    "swish": ("swish", ""),
+    "tanh": ("tanh", ""),
+}
+
+
+class Kernel(Protocol):
+    """x [rows, in_features] → act(x Wᵀ + b) [rows, out_features]; without an activation, it may be multiplied by
+    `times`, of that shape."""
+
+    def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor: ...
+
+
+class Plain:
+    """torch's own product, on any device and in any precision. The reference that tests compare the others with."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None) -> None:
+        self.weight, self.bias = weight, bias
+        self._act = activation(act) if act else None
+
+    def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
+        y = linear(x, self.weight, self.bias)
+        y = y if self._act is None else self._act(y)
+        return y if times is None else y * times
+
+
+class Prepacked:
+    """oneDNN's product, with the weight in the blocked layout that it computes in, and what follows fused.
+
+    Measured on AVX2 and AVX-512, it is the fastest at every number of rows but the very largest on AVX2
+    (docs/performance.md). A row's result does not depend on how many rows there are, but for a single one; `alike`
+    computes that as two.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None, alike: bool = False) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self._bias = None if bias is None else bias.clone()
+        self._act, self._variant = _FUSED[act]
+        self._alike = alike
+
+    def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
+        if self._alike and x.shape[0] == 1:
+            return self(x.expand(2, -1), None if times is None else times.expand(2, -1).contiguous())[:1]
+        x, product = x.contiguous(), torch.ops.mkldnn._linear_pointwise
+        if times is None:
+            y: Tensor = product(x, self._weight, self._bias, self._act, [], self._variant)
+        else:
+            y = product.binary(x, times, self._weight, self._bias, "mul")
+        return y
+
+
+class Int8:
+    """Weights as 8-bit integers with a scale for each row of W, inputs likewise with a scale for each row of x, found
+    as they come (Dettmers et al. 2022, without outliers). Products are summed exactly, in 32 bits.
+
+    No row's result depends on its neighbours, as it would with one scale for all of x.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None) -> None:
+        weight = weight.float()
+        self._scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        whole = (weight / self._scale[:, None]).round_().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(whole, None)
+        self._zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self._bias = None if bias is None else bias.float()
+        self._act = activation(act) if act else None
+
+    def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
+        scale = torch.linalg.vector_norm(x, ord=torch.inf, dim=1, keepdim=True)
+        scale = scale.clamp_(min=torch.finfo(torch.float32).tiny).div_(127)
+        # Unsigned, with 128 for zero: the form for which oneDNN has its fast kernels. The half rounds to the nearest.
+        whole = torch.addcmul(_MIDDLE, x, scale.reciprocal()).to(torch.uint8)
+        y = torch.ops.onednn.qlinear_pointwise(
+            whole, 1.0, 128, self._weight, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        y = y.mul_(scale) if self._bias is None else torch.addcmul(self._bias, y, scale)
+        y = y if self._act is None else self._act(y)
+        return y if times is None else y * times
+
+
+_MIDDLE = torch.tensor(128.5)
+
+
+def can_prepack(weight: Tensor) -> bool:
+    """Whether this machine has oneDNN's products for a weight of this precision and place."""
+    if not has_onednn(weight.device):
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16())
+
+
+def has_onednn(device: torch.device) -> bool:
+    """Whether products with weights in oneDNN's own layout, and in 8-bit integers, run here."""
+    if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; without, it is several times slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,161 @@
+"""Kernels against the plain product, one with another, and under every native family."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from assay.errors import ConfigError
+from assay.model.activation import ACTIVATIONS
+from assay.model.batch import pack
+from assay.model.kernels import Int8, Kernel, Plain, Prepacked, can_prepack, has_bfloat16, has_onednn
+from assay.model.linear import GatedLinear, Linear, prepare
+from assay.model.registry import LoadedModel, load_model
+from assay.sequence import Sequence
+from tests.families import NATIVE, sequences_for
+from tests.tiny import load_plain, save_bert
+
+pytestmark = pytest.mark.skipif(not has_onednn(torch.device("cpu")), reason="these kernels are for x86 CPUs")
+
+SHAPES = ((36, 60), (384, 96), (65, 33))
+ROWS = (1, 2, 7, 8, 33, 300)
+ROUNDING = 1e-5  # of products whose results are of order 1
+
+
+def matrices(in_features: int, out_features: int, rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """(weight, bias, x), such that x Wᵀ is of order 1."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(out_features, in_features, generator=generator) / in_features**0.5
+    return weight, torch.randn(out_features, generator=generator), torch.randn(rows, in_features, generator=generator)
+
+
+@pytest.mark.parametrize("act", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("biased", [True, False])
+def test_prepacked_is_the_plain_product(act: str | None, biased: bool) -> None:
+    for shape in SHAPES:
+        for rows in ROWS:
+            weight, bias, x = matrices(*shape, rows)
+            given = bias if biased else None
+            expected = Plain(weight, given, act)(x)
+            for alike in (False, True):
+                got = Prepacked(weight, given, act, alike)(x)
+                assert got.shape == expected.shape
+                assert float((got - expected).abs().max()) <= ROUNDING
+
+
+@pytest.mark.parametrize("kernel", [Plain, Prepacked, Int8])
+def test_a_product_may_be_multiplied_by_another(kernel: Any) -> None:
+    weight, bias, x = matrices(48, 40, 9)
+    times = torch.randn(9, 40, generator=torch.Generator().manual_seed(1))
+    made: Kernel = kernel(weight, bias)
+    assert float((made(x, times=times) - made(x) * times).abs().max()) <= ROUNDING
+
+
+def test_a_view_that_is_not_contiguous() -> None:
+    weight, bias, x = matrices(40, 24, 10)
+    wide = torch.cat([x, x], dim=1)[:, :40]
+    assert not wide.is_contiguous()
+    for kernel in (Prepacked(weight, bias), Int8(weight, bias)):
+        assert torch.equal(kernel(wide), kernel(x))
+
+
+@pytest.mark.parametrize("shape", [(384, 1536), (768, 256), (100, 36)])
+@pytest.mark.parametrize("act", [None, "gelu", "silu", "tanh", "int8"])
+def test_a_row_is_the_same_bits_among_any_others(shape: tuple[int, int], act: str | None) -> None:
+    weight, bias, x = matrices(*shape, 301)
+    kernel: Kernel = Int8(weight, bias) if act == "int8" else Prepacked(weight, bias, act, alike=True)
+    whole = kernel(x)
+    for rows in (1, 2, 3, 7, 8, 16, 31, 64, 255):
+        for start in (0, 301 - rows):
+            assert torch.equal(kernel(x[start : start + rows]), whole[start : start + rows]), rows
+
+
+def test_int8_is_close_and_each_row_has_its_own_scale() -> None:
+    weight, bias, x = matrices(256, 128, 40)
+    x[7] *= 1000  # an outlier's neighbours do not notice
+    exact, got = Plain(weight, bias)(x), Int8(weight, bias)(x)
+    error = (got - exact).square().mean(dim=1).sqrt() / (exact - bias).square().mean(dim=1).sqrt()
+    assert float(error.max()) < 0.02
+    assert float(error.min()) > 1e-5, "this was not computed in 8 bits"
+
+
+def test_int8_of_nothing_but_zeros() -> None:
+    weight, bias, x = matrices(32, 16, 3)
+    x[1] = 0
+    weight[2] = 0
+    got = Int8(weight, bias)(x)
+    assert torch.isfinite(got).all()
+    assert torch.equal(got[1], bias)
+    assert float(got[0, 2]) == float(bias[2])
+
+
+def test_weights_are_held_once(tmp_path: Path) -> None:
+    """Prepared layers have no parameters any more: the kernel's copy is the only one."""
+    save_bert(tmp_path)
+    names = {name for name, _ in load_model(tmp_path).module.named_parameters()}
+    assert names
+    assert not {name for name in names if name.startswith("trunk.layers") and "norm" not in name}
+    assert any("qkv" in name for name, _ in load_plain(tmp_path).module.named_parameters())
+
+
+def test_what_cannot_be_prepacked_stays_plain() -> None:
+    half = torch.ones(4, 4, dtype=torch.float16)
+    assert not can_prepack(half)
+    assert not can_prepack(torch.ones(4, 4, device="meta"))
+    assert can_prepack(torch.ones(4, 4, dtype=torch.bfloat16)) is has_bfloat16()
+    layer = Linear(4, 4)
+    layer.weight = torch.nn.Parameter(half, requires_grad=False)
+    assert not prepare(torch.nn.Sequential(layer), torch.nn.Identity())
+    assert layer.weight is not None
+
+
+def test_gated_linear_before_and_after() -> None:
+    layer = GatedLinear(24, 20, True, "silu")
+    weight, bias, x = matrices(24, 40, 6)
+    assert layer.weight is not None
+    assert layer.bias is not None
+    layer.weight.data, layer.bias.data = weight, bias
+    gate, up = (x @ weight.T + bias).chunk(2, dim=-1)
+    expected = torch.nn.functional.silu(gate) * up
+    assert float((layer(x) - expected).abs().max()) <= ROUNDING
+    assert prepare(layer, torch.nn.Identity())
+    assert float((layer(x) - expected).abs().max()) <= ROUNDING
+
+
+def logits_of(model: LoadedModel, sequences: list[Sequence]) -> Tensor:
+    with torch.inference_mode():
+        logits: Tensor = model.module(pack(sequences))
+    return logits
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_every_family_scores_the_same_on_every_kernel(name: str, tmp_path: Path) -> None:
+    """transformers is compared with in each family's own tests, on the kernels that this machine has."""
+    NATIVE[name].save(tmp_path)
+    sequences = sequences_for(NATIVE[name])
+    plain = logits_of(load_plain(tmp_path, dtype="float32"), sequences)
+    prepacked = logits_of(load_model(tmp_path, dtype="float32"), sequences)
+    alike = logits_of(load_model(tmp_path, dtype="float32", deterministic=True), sequences)
+    assert float(plain.std()) > 0.1
+    assert float((plain - prepacked).abs().max()) <= 1e-4
+    assert float((plain - alike).abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_int8_of_every_family(name: str, tmp_path: Path) -> None:
+    """Random weights as large as these are the worst case; a trained model is measured in the benchmarks."""
+    NATIVE[name].save(tmp_path)
+    sequences = sequences_for(NATIVE[name])
+    exact = logits_of(load_model(tmp_path, dtype="float32"), sequences)
+    model = load_model(tmp_path, dtype="float32", quantization="int8")
+    assert model.quantization == "int8"
+    error = float((logits_of(model, sequences) - exact).square().mean().sqrt() / exact.std())
+    assert 1e-4 < error < 0.25
+
+
+def test_int8_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
+    save_bert(tmp_path)
+    with pytest.raises(ConfigError, match="dtype float32"):
+        load_model(tmp_path, dtype="bfloat16", quantization="int8")
