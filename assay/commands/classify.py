@@ -1,7 +1,9 @@
-"""`assay classify`: texts on the spot."""
+"""`assay classify`: files to files, or texts on the spot."""
 
+import gc
 import json
-from typing import Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -10,45 +12,100 @@ from rich.text import Text
 
 from assay.commands.options import configured, options_of, with_options
 from assay.config import EngineConfig
+from assay.files.settings import JobConfig
 from assay.sequence import Prediction
 
-_SETTINGS = (
-    "model",
-    "revision",
-    "max_model_len",
-    "truncate_prompt_tokens",
-    "window",
-    "dtype",
-    "device",
-    "activation",
-    "adapter",
-    "allow_pickle",
+if TYPE_CHECKING:
+    from assay.files.plan import Plan
+
+# Of callers that wait, whom a job has not.
+_OF_SERVERS = (
+    "name",
+    "trust_request_chat_template",
+    "max_queue_tokens",
+    "when_full",
+    "priority_order",
+    "tokenizer_threads",
+    "tokenizer_timeout",
 )
 
 
-@with_options(*options_of(EngineConfig, only=_SETTINGS))
+@with_options(*options_of(EngineConfig, without=_OF_SERVERS), *options_of(JobConfig))
 def classify(
-    text: Annotated[list[str], typer.Option(help="A text to score; may be repeated.")],
-    top: Annotated[int, typer.Option(help="Labels to show for each text; 0 shows all.", min=0)] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with every label.")] = False,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT]...",
+            help="Files or 'globs': .csv, .tsv, .jsonl, .parquet, .txt, with .gz or .zst too; - is stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text to score at once; may be repeated.")] = None,
+    top: Annotated[int, typer.Option(help="Labels to show for each --text; 0 shows all.", min=0)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Of --text: one JSON object a line, every label.")] = False,
     **values: Any,
 ) -> None:
-    """Score texts on the spot.
+    """Score a file's texts into a file, or texts on the spot. A job that was ended continues when it is run again.
+
+    assay classify reviews.csv -o scored.csv
+
+    assay classify 'bucket/*.parquet' -m unitary/toxic-bert -o scored.parquet --text-column body --probs
 
     assay classify --text "Loved the new café—coffee was great."
-
-    assay classify -m unitary/toxic-bert --text "You are lovely." --text "Go away." --json
     """
+    if bool(inputs) == bool(text):
+        raise typer.BadParameter("give files to read, or --text; one of them", param_hint="INPUT")
+    if inputs:
+        _run_job(inputs, values)
+    else:
+        _score_texts(text or [], top, as_json, values)
+
+
+def _run_job(inputs: list[str], values: dict[str, Any]) -> None:
+    """A file in, a file out; what is said of it goes to stderr."""
+    from assay.files.plan import plan
+
+    planned = plan(inputs, configured(EngineConfig, values), configured(JobConfig, values))
+    if planned.job.columns.guessed:
+        _say(f"The text is taken from column {planned.job.columns.text!r}.")
+    try:
+        _run(planned)
+    except (KeyboardInterrupt, OSError) as error:
+        _say("Stopped." if planned.config.output == "-" else "Stopped. The same command continues it.")
+        if isinstance(error, OSError):
+            raise
+        raise typer.Exit(130) from None
+
+
+def _run(planned: "Plan") -> None:
+    from assay.commands.progress import JobProgress
+    from assay.files.unfinished import State
+
+    unfinished = planned.open()
+    start = State() if unfinished is None else unfinished.state
+    if start.blocks:
+        _say(f"Continued after {start.rows:,} rows.")
+    gc.set_threshold(100_000)  # the rows of a block are no garbage: looking through them was a third of the time
+    with JobProgress(planned.job.reader.num_bytes, start) as progress:
+        state = planned.run(unfinished, progress)
+    progress.summarize(state, planned.config.output)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _score_texts(texts: list[str], top: int, as_json: bool, values: dict[str, Any]) -> None:
     from assay.classifier import Classifier
 
     with Classifier(configured(EngineConfig, values)) as classifier:
-        predictions = classifier.classify(text)
+        predictions = classifier.classify(texts)
         if as_json:
-            for one_text, prediction in zip(text, predictions, strict=True):
+            for one_text, prediction in zip(texts, predictions, strict=True):
                 probs = dict(zip(classifier.labels, prediction.probs, strict=True))
                 print(json.dumps({"text": one_text, "label": prediction.label, "probs": probs}, ensure_ascii=False))
         else:
-            for one_text, prediction in zip(text, predictions, strict=True):
+            for one_text, prediction in zip(texts, predictions, strict=True):
                 _print_bars(one_text, prediction, classifier.labels, top)
 
 
