@@ -9,10 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from assay.commands.options import configured, options_of, with_options
-from assay.config import EngineConfig, ServerConfig
+from assay.config import EngineConfig, ServerConfig, settings
+from assay.errors import ConfigError
+
+_CALIBRATION = settings(EngineConfig)["calibration"][1]
 
 
-@with_options(*options_of(ServerConfig), *options_of(EngineConfig, without=("model", "name")))
+@with_options(*options_of(ServerConfig), *options_of(EngineConfig, without=("model", "name", "calibration")))
 def serve(
     models: Annotated[
         list[str] | None,
@@ -20,6 +23,13 @@ def serve(
             metavar="[[NAME=]MODEL]...",
             help="Folders or hub ids; options hold for all.",
             show_default="bundled emotions",
+        ),
+    ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE",
+            help=f"{_CALIBRATION.help} Of several models: NAME=FILE for each that has one.",
         ),
     ] = None,
     **values: Any,
@@ -44,7 +54,8 @@ def serve(
     from assay.server.serve import serve as run
 
     write_access_log(server_config)
-    run(server_config, [_named(engine_config, model) for model in models or [engine_config.model]])
+    named = [_named(engine_config, model) for model in models or [engine_config.model]]
+    run(server_config, _calibrated(named, calibration or []))
 
 
 def api_keys(options: list[str] | None) -> tuple[str, ...]:
@@ -53,6 +64,22 @@ def api_keys(options: list[str] | None) -> tuple[str, ...]:
         return tuple(options)
     variable = os.environ.get("ASSAY_API_KEY")
     return () if variable is None else tuple(key.strip() for key in variable.split(","))
+
+
+def _calibrated(configs: list[EngineConfig], files: list[str]) -> list[EngineConfig]:
+    """Each model with its calibration. A file's name alone is the one model's. Raises ConfigError."""
+    names = [config.served_name for config in configs]
+    found: dict[str, str] = {}
+    for argument in files:
+        name, equals, path = argument.partition("=")
+        if len(configs) == 1 and (not equals or Path(argument).exists()):
+            name, path = names[0], argument
+        if name not in names or not path or name in found:
+            raise ConfigError(
+                f"--calibration is {argument!r}; of the models {', '.join(names)} write NAME=FILE, once for each name."
+            )
+        found[name] = path
+    return [replace(config, calibration=found.get(config.served_name)) for config in configs]
 
 
 def _named(config: EngineConfig, argument: str) -> EngineConfig:
