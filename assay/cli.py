@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from assay import __version__
+from assay.commands.calibrate import calibrate
 from assay.commands.classify import classify
+from assay.commands.evaluate import evaluate
 from assay.commands.models import models
 from assay.commands.serve import serve
 from assay.commands.verify import verify
@@ -29,7 +31,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for command in (serve, classify, models, verify):
+for command in (serve, classify, evaluate, calibrate, models, verify):
     app.command()(command)
 
 

@@ -74,6 +74,7 @@ def test_the_temperature_is_scipys(temperature: float) -> None:
 @pytest.mark.parametrize("temperature", [0.5, 2.5])
 def test_of_many_rows_the_temperature_is_scikit_learns(temperature: float) -> None:
     """It does not smooth; of 20,000 rows the one more does not count."""
+    pytest.importorskip("sklearn", minversion="1.8")
     logits, targets = exclusive(20_000, temperature)
     theirs = CalibratedClassifierCV(FrozenEstimator(Raw(4).fit()), method="temperature", ensemble=False)
     inverse = theirs.fit(logits, targets).calibrated_classifiers_[0].calibrators[0].beta_
