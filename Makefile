@@ -7,7 +7,7 @@ GOEMOTIONS ?= ../shared/data/goemotions
 
 MINUTES ?= 30
 
-.PHONY: help serve test check format soak reliability train clean
+.PHONY: help serve test check format bench soak reliability train clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -33,6 +33,9 @@ soak: $(VENV)/.installed-dev  ## everything that clients do, for MINUTES=30
 
 reliability: $(VENV)/.installed-dev  ## overload, soak, 20,000 requests; into benchmarks/results/reliability.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability --output benchmarks/results/reliability.json
+
+bench: $(VENV)/.installed-dev  ## speed against the peers, into benchmarks/results; ARGS=--quick; see benchmarks/README.md
+	$(BIN)/python -m benchmarks $(ARGS)
 
 train: $(VENV)/.installed-train  ## train the bundled model again; GOEMOTIONS=folder of train.tsv, dev.tsv, test.tsv, labels.txt
 	$(BIN)/python -m training.train --data $(GOEMOTIONS) --out assay/bundled/emotions
