@@ -24,6 +24,7 @@ from benchmarks.servers import KINDS, Server, serving
 LOAD = Contender("load", "load_worker")
 DEFAULT = ("assay", "infinity-torch", "infinity-onnx", "pipeline-fastapi")
 _COMPARED_CALLERS = 64
+_WARM_UP_SECONDS = 2.0
 
 
 def measure(
@@ -39,7 +40,7 @@ def measure(
         engine = stack.enter_context(Process(contender("assay", model)))
         engine.ask("load", model=str(folder), texts=str(workload.saved(f"{model.name}-http", texts)), options={})
         engine.ask("score", mode="packed")
-        servers, problems = _started(names, folder, stack)
+        servers, problems = _started(names, folder, load, texts, tokens, stack)
         points: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in servers}
         whole: list[dict[str, Any]] = []
         for number in range(rounds):
@@ -72,11 +73,12 @@ def ask(
     """
     bodies = [server.kind.body([text]) for text in texts]
     order = list(range(len(texts)))
+    arguments = {"bodies": bodies, "order": order, "callers": callers, "seconds": seconds}
     server.resume()
-    found = load.ask(
-        "load", port=server.port, path=server.kind.path, bodies=bodies, order=order, callers=callers, seconds=seconds
-    )
-    server.pause()
+    try:
+        found = load.ask("load", port=server.port, path=server.kind.path, **arguments)
+    finally:
+        server.pause()
     if set(found["statuses"]) != {"200"}:
         raise ContenderError(f"{callers} callers got {found['statuses']}")
     good = len(found["answered"])
@@ -107,17 +109,17 @@ def _both(load: Process, engine: Process, server: Server, texts: list[str], toke
     }
 
 
-def _started(names: tuple[str, ...], folder: Path, stack: ExitStack) -> tuple[dict[str, Server], dict[str, str]]:
-    """The servers that answer, paused; and why the others do not."""
+def _started(
+    names: tuple[str, ...], folder: Path, load: Process, texts: list[str], tokens: list[int], stack: ExitStack
+) -> tuple[dict[str, Server], dict[str, str]]:
+    """The servers that answer, warm and paused; and why the others do not."""
     servers: dict[str, Server] = {}
     problems: dict[str, str] = {}
     for name in names:
         say(f"{name} starts")
         try:
             servers[name] = stack.enter_context(serving(name, KINDS[name], folder))
-            for _ in range(5):
-                servers[name].ask(["a few more, to be warm"] * 8)
-            servers[name].pause()
+            ask(load, servers[name], texts, tokens, min(_COMPARED_CALLERS, len(texts)), _WARM_UP_SECONDS)
         except (ContenderError, OSError) as error:
             problems[name] = str(error)
             servers.pop(name, None)

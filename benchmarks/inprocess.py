@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import flops, workload
 from benchmarks.contender import Contender, ContenderError, Process
+from benchmarks.machine import BFLOAT16, machine
 from benchmarks.models import MEASURED, MODELS, Model, folder_of, tokenizer_of
 from benchmarks.plan import FULL, SMOKE, Race, say
 
@@ -91,6 +92,8 @@ class Racer:
         self.latencies: dict[int, list[float]] = {}
         self.logits: list[list[float]] = []
         try:
+            if contender.precision == "bfloat16" and not BFLOAT16 & set(machine()["multiplies_with"]):
+                raise ContenderError(f"this CPU has none of {', '.join(sorted(BFLOAT16))}")
             self.process = stack.enter_context(Process(contender))
             options = dict(contender.options)
             self.facts = self.process.ask("load", model=str(folder), texts=str(texts), options=options)

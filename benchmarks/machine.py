@@ -18,6 +18,8 @@ FLAGS = {
     "AMX-INT8": "amx_int8",
 }
 """What matrix products gain from, and what /proc/cpuinfo calls it."""
+BFLOAT16 = {"AVX512-BF16", "AMX-BF16"}
+"""With one of these a CPU multiplies bfloat16; others are several times slower at it than in float32."""
 
 
 def machine() -> dict[str, Any]:

@@ -42,23 +42,24 @@ class Plan:
 
 
 _FLOAT = ("assay", "onnx", "openvino")
-_ALL = ("assay", "assay-deterministic", "onnx", "openvino", "assay-int8", "onnx-int8")
+_INT8 = ("assay-int8", "onnx-int8")
+_ALL = (*_FLOAT, "assay-deterministic", *_INT8)
 
 FULL = Plan(
     name="full",
     races={
         "minilm": Race(_ALL, 5, 256),
-        "bert-base": Race(_ALL, 5, 64),
+        "bert-base": Race((*_ALL, "assay-bf16"), 5, 48),
         "deberta-v3-base": Race(_FLOAT, 3, 48),
         "modernbert-base": Race(_FLOAT, 3, 48),
-        "qwen3-0.6b": Race(_ALL, 3, 24),
+        "qwen3-0.6b": Race((*_FLOAT, *_INT8), 3, 24),
     },
     single_seconds=0.3,
     served="minilm",
     callers=(1, 4, 16, 64, 256),
     served_texts=1024,
     served_rounds=3,
-    served_seconds=4.0,
+    served_seconds=3.0,
     front_rounds=5,
     front_seconds=2.0,
     fairness="minilm",

@@ -102,10 +102,15 @@ class Server:
             return json.loads(answer.read())
 
     def pause(self) -> None:
-        os.killpg(self.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        os.killpg(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """One that has ended is heard of when it is asked."""
+        if self._process.poll() is None:
+            os.killpg(self.pid, number)
 
 
 @contextmanager
@@ -131,9 +136,8 @@ def serving(name: str, kind: Kind, folder: Path, core: int | None = None) -> Ite
         wait_until_it_answers(server, process, log_path)
         yield server
     finally:
-        if process.poll() is None:
-            server.resume()
-            process.terminate()
+        server.resume()
+        process.terminate()
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

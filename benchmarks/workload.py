@@ -38,20 +38,21 @@ def texts_of(wanted: list[int], seed: int = 0) -> list[str]:
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     comments = list(_comments())
     random.Random(seed).shuffle(comments)
-    made, supply = [], iter(comments * 50)
+    made: dict[str, None] = {}
+    supply = iter(comments * 50)
     for length in wanted:
         text = next(supply)
         while True:
             offsets = tokenizer.encode(text, add_special_tokens=False).offsets
             if len(offsets) >= length - special:
                 cut = text[: offsets[length - special - 1][1]]
-                if len(tokenizer.encode(cut).ids) == length:
+                if cut not in made and len(tokenizer.encode(cut).ids) == length:
                     break
-                text = next(supply)  # cut within a word whose pieces then merge in another way
+                text = next(supply)  # there already, or cut within a word whose pieces then merge in another way
             else:
                 text += " " + next(supply)
-        made.append(cut)
-    return made
+        made[cut] = None
+    return list(made)
 
 
 def describe(texts: list[str], tokens: list[int]) -> dict[str, Any]:

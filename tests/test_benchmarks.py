@@ -1,12 +1,13 @@
 """The benchmarks' own arithmetic: FLOPs, lengths, ratios, tables. No peer is installed and nothing is timed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,12 +18,13 @@ from transformers import (
 )
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
+from assay.config import BUNDLED_MODEL
 from benchmarks import contender, flops, machine, plan, quality, ratios, tables, workload
 from benchmarks.contender import Contender, ContenderError, Process
 from benchmarks.inprocess import CHOICES
 from benchmarks.models import MODELS
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 24,
     "num_attention_heads": 4,
@@ -97,6 +99,22 @@ def test_lengths_follow_the_lognormal_however_few() -> None:
         assert 60 <= sum(drawn) / count <= 68  # exp(1/2) medians, less what is cut off
     assert workload.lengths(24) == workload.lengths(24)
     assert workload.lengths(24) != workload.lengths(24, seed=1)
+
+
+@pytest.fixture
+def bundled_tokenizer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tokenizer]:
+    """In place of a benchmark model's."""
+    monkeypatch.setattr(workload, "folder_of", lambda model: BUNDLED_MODEL)
+    workload._tokenizer.cache_clear()
+    yield Tokenizer.from_file(str(BUNDLED_MODEL / "tokenizer.json"))
+    workload._tokenizer.cache_clear()
+
+
+def test_texts_have_their_lengths_and_differ(bundled_tokenizer: Tokenizer) -> None:
+    wanted = [4] * 100 + [40, 200]
+    made = workload.texts_of(wanted)
+    assert [len(encoding.ids) for encoding in bundled_tokenizer.encode_batch(made)] == wanted
+    assert len(set(made)) == len(wanted)
 
 
 def race(tokens_per_second: int, **more: Any) -> dict[str, Any]:
