@@ -23,7 +23,7 @@ from assay.errors import CheckpointError
 from assay.server.app import build_app
 from assay.server.service import Service
 from tests.e2e.process import InProcess, in_process
-from tests.tiny import bert_vocab, save_bert
+from tests.tiny import bert_vocab, save_bert, word_embeddings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -230,7 +230,7 @@ async def test_a_bug_is_counted_and_keeps_its_request_id(tiny: Path, monkeypatch
 async def test_scores_that_are_not_numbers_are_a_500(tiny: Path) -> None:
     async with in_process(tiny) as running:
         assert running.service.engine is not None
-        words = running.service.engine.model.module.get_parameter("trunk.word_embeddings.weight")
+        words = word_embeddings(running.service.engine.model)
         kept = words.clone()
         words.fill_(float("nan"))
         response = await running.classify(input=["great", "coffee"])

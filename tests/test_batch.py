@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.model.batch import Run, pack
+from assay.model.batch import Run, pack, recurring_seqs, recurring_tokens
 from assay.sequence import Sequence
 
 
@@ -75,3 +75,45 @@ def test_to_a_gpu_moves_every_tensor() -> None:
 def test_an_empty_sequence_is_our_bug() -> None:
     with pytest.raises(AssertionError):
         pack([Sequence([1]), Sequence([])])
+
+
+@given(st.lists(a_sequence(), min_size=1, max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_filled_keeps_what_is_there_and_has_numbers_that_recur(sequences: list[Sequence]) -> None:
+    batch = pack(sequences)
+    filled = batch.filled()
+    assert recurring_tokens(filled.num_tokens) == filled.num_tokens
+    assert recurring_seqs(filled.num_seqs) == filled.num_seqs
+    assert filled.runs[: len(batch.runs)] == batch.runs
+    for before, after in (
+        (batch.input_ids, filled.input_ids),
+        (batch.position_ids, filled.position_ids),
+        (batch.token_type_ids, filled.token_type_ids),
+    ):
+        assert torch.equal(after[: len(before)], before)
+        assert not after[len(before) :].any()
+    lengths = [run.length for run in filled.runs for _ in range(run.count)]
+    assert filled.cu_seqlens.tolist() == torch.tensor([0, *lengths]).cumsum(0).tolist()
+    assert filled.cu_seqlens[-1] == filled.num_tokens
+    assert [run.start for run in filled.runs] == torch.tensor(
+        [0, *(run.count * run.length for run in filled.runs)]
+    ).cumsum(0).tolist()[:-1]
+    assert filled.filled() is filled
+
+
+def test_numbers_that_recur_are_few_and_near() -> None:
+    tokens = {recurring_tokens(n) for n in range(1, 2049)}
+    assert {8, 16, 64, 72, 128, 144, 1024, 2048} <= tokens
+    assert len(tokens) == 48
+    assert all(n <= recurring_tokens(n) <= max(n + 7, n * 9 // 8) for n in range(1, 9000))
+    assert sorted({recurring_seqs(n) for n in range(1, 65)}) == [1, 2, 4, 8, 12, 16, 24, 32, 48, 64]
+
+
+@given(st.lists(a_sequence(), min_size=1, max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_each_and_apart(sequences: list[Sequence]) -> None:
+    batch = pack(sequences)
+    assert [one.input_ids.tolist() for one in batch.each()] == [sequence.token_ids for sequence in sequences]
+    assert [one.cu_seqlens.tolist() for one in batch.each()] == [[0, sequence.num_tokens] for sequence in sequences]
+    assert [run.length for run in batch.apart().runs] == [sequence.num_tokens for sequence in sequences]
+    assert {run.count for run in batch.apart().runs} == {1}

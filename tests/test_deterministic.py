@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 from assay import Classifier
 from assay.config import BUNDLED_MODEL, Quantization
 from assay.engine.runner import ModelRunner, form
-from assay.model.heads import Alone, Apart
+from assay.model.company import Alone, Apart
 from assay.model.kernels import has_onednn
 from assay.model.registry import load_model
 from assay.sequence import Prediction, Sequence

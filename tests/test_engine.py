@@ -25,7 +25,7 @@ from assay.errors import (
 )
 from assay.metrics import Metrics
 from assay.sequence import Options, Prediction, Sequence, TextPrompt, TokenPrompt
-from tests.tiny import save_bert
+from tests.tiny import save_bert, word_embeddings
 
 MAX_LEN = 32
 PATIENCE = 5  # seconds after which a wait is a hang; nothing here takes one
@@ -246,7 +246,7 @@ async def test_a_bug_in_the_tokenizer_fails_only_its_own_request(bench: Bench, m
 async def test_not_a_number_fails_its_request_and_no_other(tmp_path: Path) -> None:
     save_bert(tmp_path)
     engine = Engine.load(EngineConfig(str(tmp_path)))
-    engine.model.module.get_parameter("trunk.word_embeddings.weight")[50] = float("nan")
+    word_embeddings(engine.model)[50] = float("nan")
     engine.start()
     good, bad = await asyncio.gather(
         engine.classify([TokenPrompt([6])]),

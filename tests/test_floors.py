@@ -49,6 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metrics",),
     ("model",),
     ("model.batch",),
+    ("model.company",),
     ("model.attention",),
     ("model.activation",),
     ("model.kernels",),

@@ -11,7 +11,7 @@ from assay.errors import ConfigError
 from assay.model.activation import ACTIVATIONS
 from assay.model.batch import pack
 from assay.model.kernels import Int8, Kernel, Plain, Prepacked, can_prepack, has_bfloat16, has_onednn
-from assay.model.linear import GatedLinear, Linear, prepare
+from assay.model.linear import GatedLinear, Linear, Prepared, prepare
 from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Sequence
 from tests.families import NATIVE, sequences_for
@@ -107,7 +107,7 @@ def test_what_cannot_be_prepacked_stays_plain() -> None:
     assert can_prepack(torch.ones(4, 4, dtype=torch.bfloat16)) is has_bfloat16()
     layer = Linear(4, 4)
     layer.weight = torch.nn.Parameter(half, requires_grad=False)
-    assert not prepare(torch.nn.Sequential(layer), torch.nn.Identity())
+    assert prepare(torch.nn.Sequential(layer), torch.nn.Identity()) == Prepared(compiled=False, alike=False)
     assert layer.weight is not None
 
 
@@ -120,7 +120,7 @@ def test_gated_linear_before_and_after() -> None:
     gate, up = (x @ weight.T + bias).chunk(2, dim=-1)
     expected = torch.nn.functional.silu(gate) * up
     assert float((layer(x) - expected).abs().max()) <= ROUNDING
-    assert prepare(layer, torch.nn.Identity())
+    assert prepare(layer, torch.nn.Identity()).compiled
     assert float((layer(x) - expected).abs().max()) <= ROUNDING
 
 

@@ -10,7 +10,7 @@ from assay.engine.runner import ModelRunner, form
 from assay.errors import InternalError
 from assay.model.registry import load_model
 from assay.sequence import Prediction, Sequence
-from tests.tiny import save_bert
+from tests.tiny import save_bert, word_embeddings
 
 BAD = 50  # the token whose embedding is broken
 
@@ -25,7 +25,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
 def broken_runner(folder: Path, value: float) -> ModelRunner:
     save_bert(folder)
     model = load_model(folder)
-    model.module.get_parameter("trunk.word_embeddings.weight")[BAD] = value
+    word_embeddings(model)[BAD] = value
     return ModelRunner(model)
 
 

@@ -13,8 +13,10 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
+from assay.model.linear import Prepared
 from assay.model.registry import LoadedModel, load_model
 
 WORDS = [
@@ -43,8 +45,13 @@ def bert_vocab() -> list[str]:
 
 def load_plain(folder: Path, **options: Any) -> LoadedModel:
     """As it comes from the checkpoint, without kernels: its weights are parameters that a test can change."""
-    with patch("assay.model.registry.prepare", lambda *_: False):
+    with patch("assay.model.registry.prepare", lambda *_: Prepared(compiled=False, alike=False)):
         return load_model(folder, **options)
+
+
+def word_embeddings(model: LoadedModel) -> Tensor:
+    """The table, to be spoilt in place."""
+    return next(table for name, table in model.module.named_parameters() if name.endswith("word_embeddings.weight"))
 
 
 def save_bert_tokenizer(folder: Path, **config: Any) -> None:

@@ -64,6 +64,25 @@ class PackedBatch:
                 (Run(0, 1, run.length),),
             )
 
+    def filled(self) -> "PackedBatch":
+        """With meaningless sequences behind it, where it needs them for numbers of tokens and sequences that recur."""
+        tokens, seqs = recurring_tokens(self.num_tokens), recurring_seqs(self.num_seqs)
+        if (tokens, seqs) == (self.num_tokens, self.num_seqs):
+            return self
+        more = recurring_seqs(self.num_seqs + 1) - self.num_seqs
+        extra = recurring_tokens(self.num_tokens + more) - self.num_tokens
+        nothing = self.input_ids.new_zeros(extra)
+        first = self.num_tokens + extra - more + 1  # all but one are of one token
+        ends = torch.arange(first, first + more, device=nothing.device)
+        ones = (Run(first, more - 1, 1),) if more > 1 else ()
+        return PackedBatch(
+            torch.cat([self.input_ids, nothing]),
+            torch.cat([self.position_ids, nothing]),
+            torch.cat([self.token_type_ids, nothing]),
+            torch.cat([self.cu_seqlens, ends]),
+            (*self.runs, Run(self.num_tokens, 1, extra - more + 1), *ones),
+        )
+
     def to(self, device: torch.device) -> "PackedBatch":
         if device.type == "cpu":
             return self
@@ -74,6 +93,25 @@ class PackedBatch:
             self.cu_seqlens.to(device, non_blocking=True),
             self.runs,
         )
+
+
+def recurring_tokens(count: int) -> int:
+    """The next of 8, 16, … 64, and from there of eight to each doubling: few numbers, at most an eighth too large."""
+    return _next(count, max(8, _octave(count) // 8))
+
+
+def recurring_seqs(count: int) -> int:
+    """The next of 1, 2, 4, 8, and from there of two to each doubling."""
+    return _next(count, _octave(count)) if count <= 8 else _next(count, _octave(count) // 2)
+
+
+def _octave(count: int) -> int:
+    """The largest power of two below it, or 1."""
+    return 1 << max(0, (count - 1).bit_length() - 1)
+
+
+def _next(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 def pick(x: Tensor, batch: PackedBatch, rows: Rows | None) -> Tensor:

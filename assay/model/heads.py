@@ -97,30 +97,6 @@ class TextClassifier(nn.Module):
         return logits
 
 
-class Apart(nn.Module):
-    """A model whose products treat rows alike, with each sequence's attention computed by itself: the same bits for a
-    sequence in any company."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch: PackedBatch) -> Tensor:
-        logits: Tensor = self.module(batch.apart())
-        return logits
-
-
-class Alone(nn.Module):
-    """Any model, one sequence after another: the same bits for a sequence in any company, at the price of batching."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch: PackedBatch) -> Tensor:
-        return torch.cat([self.module(one) for one in batch.each()])
-
-
 def activate(logits: Tensor, kind: Activation, apart: bool = False) -> Tensor:
     """logits [seqs, labels] → probabilities, same shape. Softmax shifts by the row's maximum, so none overflows.
 

@@ -4,6 +4,7 @@ Knows nothing of what a product means.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -67,22 +68,29 @@ class GatedLinear(nn.Module):
         return make(gate, gate_bias, self.act), make(up, up_bias, None)
 
 
-def prepare(trunk: nn.Module, head: nn.Module, int8: bool = False, deterministic: bool = False) -> bool:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """compiled: whether kernels are compiled for numbers of rows. alike: whether all treat any number of rows alike."""
+
+    compiled: bool
+    alike: bool
+
+
+def prepare(trunk: nn.Module, head: nn.Module, int8: bool = False, deterministic: bool = False) -> Prepared:
     """Give every product of a loaded model the fastest kernel that its weights and this machine allow.
 
-    int8: in the trunk, whose weights are float32; heads stay as they are. deterministic: of kernels whose rows do not
-    depend on how many there are; returns whether all products have one (of int8, the activations that follow do not).
+    int8: in the trunk, whose weights are float32; heads stay as they are. deterministic: of kernels that treat any
+    number of rows alike; those of int8 do, but not the activations that follow them.
     """
 
     def prepacked(weight: Tensor, bias: Tensor | None, act: str | None) -> Kernel:
         return Prepacked(weight, bias, act, alike=deterministic)
 
-    alike = not int8
+    made = []
     for part, make in ((trunk, Int8 if int8 else prepacked), (head, prepacked)):
         for module in part.modules():
             if isinstance(module, Linear | GatedLinear):
-                if module.weight is not None and can_prepack(module.weight):
+                made.append(module.weight is not None and can_prepack(module.weight))
+                if made[-1]:
                     module.prepare(make)
-                else:
-                    alike = False
-    return alike
+    return Prepared(any(made), deterministic and not int8 and all(made))

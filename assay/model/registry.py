@@ -15,7 +15,8 @@ from assay.errors import CheckpointError, ConfigError
 from assay.labels import activation_for, label_names
 from assay.model.adapter import AdaptedCheckpoint
 from assay.model.blueprint import Blueprint, Shapes
-from assay.model.heads import Alone, Apart, TextClassifier, build_head
+from assay.model.company import Alone, Apart, Filled
+from assay.model.heads import TextClassifier, build_head
 from assay.model.kernels import has_onednn
 from assay.model.linear import prepare
 from assay.model.weights import Checkpoint, Tensors, load, read_json
@@ -163,10 +164,11 @@ def _prepared(model: LoadedModel, quantization: Quantization, deterministic: boo
             )
     alike = False
     if isinstance(module, TextClassifier):
-        alike = prepare(module.trunk, module.head, quantization == "int8", deterministic)
+        prepared = prepare(module.trunk, module.head, quantization == "int8", deterministic)
+        module, alike = Filled(module) if prepared.compiled else module, prepared.alike
     if deterministic:
         module = Apart(module) if alike else Alone(module)
-    return replace(model, module=module, quantization=quantization, deterministic=deterministic)
+    return replace(model, module=module.eval(), quantization=quantization, deterministic=deterministic)
 
 
 def _own(module: nn.Module) -> None:
