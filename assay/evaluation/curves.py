@@ -1,5 +1,6 @@
 """What becomes of decisions as the threshold moves, and how often a probability comes true. Knows no drawing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,10 +114,24 @@ def reliability(judged: SingleLabel | MultiLabel) -> Reliability:
         return Reliability(count, confidence, np.bincount(places, truth, BINS) / count)
 
 
-def confusion(judged: SingleLabel | MultiLabel) -> NDArray[np.int64]:
-    """[judged, judged]: of the rows that have the label of the row, how many were given that of the column.
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """counts [labels, labels]: of the rows that have the label of the row, how many were given that of the column.
 
-    Labels that exclude each other: the confusion matrix. Others: a row may count in several columns, and in none.
+    support [labels]: how many have it; where labels do not exclude each other, each is given any number of them.
     """
-    truth = judged.truth if isinstance(judged, SingleLabel) else judged.targets
-    return np.asarray(truth.T.astype(np.int64) @ judged.decided.astype(np.int64))
+
+    labels: tuple[str, ...]
+    counts: NDArray[np.int64]
+    support: NDArray[np.int64]
+
+
+def confusion(judged: SingleLabel | MultiLabel, labels: Sequence[str]) -> Confusion:
+    """labels: those that are judged. Of a single one, which rows have or have not, it and "not it"."""
+    truth, decided = (judged.truth if isinstance(judged, SingleLabel) else judged.targets), judged.decided
+    names = tuple(labels)
+    if len(names) == 1:
+        truth, decided = (np.concatenate([~which, which], axis=1) for which in (truth, decided))
+        names = (f"not {names[0]}", names[0])
+    counts = truth.T.astype(np.int64) @ decided.astype(np.int64)
+    return Confusion(names, counts, truth.sum(axis=0))

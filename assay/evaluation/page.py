@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from assay.evaluation.figures import Picture
+from assay.evaluation.canvas import Picture
 from assay.evaluation.metrics import METRICS
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")

@@ -58,13 +58,15 @@ def _data(evaluation: Evaluation) -> dict[str, Any]:
 
 def _model(evaluation: Evaluation, one: Assessed) -> dict[str, Any]:
     described = asdict(one.subject) | {"title": one.subject.title, "read_as": one.read_as}
+    del described["thresholds"]  # those that were used follow
     described |= {"num_tokens": one.num_tokens, "seconds": round(one.seconds, 3)}
     described["metrics"] = {name: asdict(value) for name, value in one.measured.estimates().items()}
     described["labels"] = _labels(evaluation, one.measured)
     judged = one.judged
     if isinstance(judged, SingleLabel | MultiLabel):
         described["reliability"] = reliability(judged).as_json()
-        described["confusion"] = confusion(judged).tolist()
+        table = confusion(judged, evaluation.labels)
+        described["confusion"] = {"labels": list(table.labels), "counts": table.counts.tolist()}
     if isinstance(judged, MultiLabel):
         described["thresholds"] = dict(zip(evaluation.labels, judged.thresholds.tolist(), strict=True))
         curves = threshold_curves(judged.probs, judged.targets)
