@@ -44,7 +44,7 @@ class JobProgress:
 
     def written(self, state: State, bytes_read: int) -> None:
         self._rows = state.rows
-        self._bar.update(self._task, completed=bytes_read, rows=state.rows)
+        self._bar.update(self._task, completed=bytes_read, rows=state.rows, speed=self.speed())
 
     def speed(self) -> str:
         """Of this run, without what an earlier one did."""
