@@ -244,6 +244,19 @@ def test_rows_that_cannot_be_used_are_left_out_when_asked(models: Path, tmp_path
     assert "2 rows could not be used" in page
 
 
+def test_pairs_of_which_one_answer_is_too_long_are_left_out_whole(models: Path, tmp_path: Path) -> None:
+    long = "coffee " * 200
+    rows = [("the", "great"), ("great", long), (long, "so"), ("was", "new")]
+    data = write(tmp_path / "pairs.csv", ("good", "bad"), rows)
+    columns = ("--chosen-column", "good", "--rejected-column", "bad", "--on-error", "skip")
+    report, _, _ = evaluate(tmp_path, data, "-m", models / "reward", *columns)
+    assert report["data"]["rows"] == 2
+    assert [line.partition(": ")[0] for line in report["data"]["skipped"]] == [f"{data}, line 3", f"{data}, line 4"]
+    scores = probs_of(models / "reward", ["the", "great", "was", "new"])[:, 0]
+    expected = (scores[0] - scores[1] + scores[2] - scores[3]) / 2
+    assert report["model"]["metrics"]["margin"]["value"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_long_texts_are_cut_when_asked(models: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "long.csv", ("text", "label"), [("coffee " * 200, "bad"), ("the", "good")])
     report, _, _ = evaluate(tmp_path, data, "-m", models / "single", "--on-too-long", "truncate")

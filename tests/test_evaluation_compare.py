@@ -122,6 +122,12 @@ def test_curves_are_what_scikit_learn_says_at_each_threshold(threshold: float) -
     assert curves.micro_f1[place] == pytest.approx(sk.f1_score(judged.targets, said, average="micro"))
 
 
+def test_a_label_is_given_at_its_threshold() -> None:
+    judged = MultiLabel(np.array([[True], [False]]), np.array([[0.5], [0.49]]), np.array([0.5]))
+    assert judged.decided.tolist() == [[True], [False]]
+    assert threshold_curves(judged.probs, judged.targets).f1[50, 0] == 1
+
+
 def test_the_best_threshold_is_the_best_of_all() -> None:
     judged = multi()
     best = threshold_curves(judged.probs, judged.targets).best()
