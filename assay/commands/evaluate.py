@@ -111,15 +111,18 @@ def _overall(report: Mapping[str, Any]) -> Table:
     compared = report.get("compared")
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    sides = [report["model"]["metrics"]]
+    metrics = report["model"]["metrics"]
+    columns = [{name: in_words(value) for name, value in metrics.items()}]
     if compared is None:
         table.add_column(Text(f"[{report['confidence']:.0%} interval]" if report["resamples"] else ""))
     else:
-        sides += [compared["metrics"], report["comparison"]["differences"]]
+        columns.append({name: in_words(value) for name, value in compared["metrics"].items()})
+        differences = report["comparison"]["differences"]
+        columns.append({name: in_words(value, signed=True) for name, value in differences.items()})
         for title in (report["model"]["title"], compared["title"], "second − first"):
             table.add_column(Text(title))
-    for name in sides[0]:
-        table.add_row(METRICS[name].title, *(Text(in_words(side[name])) for side in sides))
+    for name in metrics:
+        table.add_row(METRICS[name].title, *(Text(column[name]) for column in columns))
     return table
 
 

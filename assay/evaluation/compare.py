@@ -165,10 +165,12 @@ def verdict(comparison: Comparison, better: str) -> str:
         return ""
     test, flipped = comparison.mcnemar, comparison.flips
     gap = comparison.differences[better]
-    counted = f"{flipped.rows} of {comparison.rows} rows are decided differently ({flipped.rows / comparison.rows:.2%})"
+    counted = (
+        f"{flipped.rows:,} of {comparison.rows:,} rows are decided differently ({flipped.rows / comparison.rows:.2%})"
+    )
     if test.only_first + test.only_second == 0:
         return f"{counted}; neither model is right where the other is wrong."
-    gained = f"{test.only_second} became right and {test.only_first} wrong (McNemar p = {test.p:.3g})"
+    gained = f"{test.only_second:,} became right and {test.only_first:,} wrong (McNemar p = {test.p:.3g})"
     interval = "" if np.isnan(gap.low) else f", 95 % interval {100 * gap.low:+.2f} to {100 * gap.high:+.2f}"
     change = f"a change of {100 * gap.value:+.2f} points{interval}"
     if test.p < 0.05:

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 from assay.evaluation.canvas import Picture
 from assay.evaluation.metrics import METRICS
+from assay.evaluation.report import in_words
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _COLUMNS = ("support", "precision", "recall", "f1", "roc_auc", "average_precision", "ece")
@@ -40,7 +41,13 @@ def columns_of(model: Mapping[str, Any]) -> list[str]:
 
 def page_of(report: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"base64": _base64, "number": _number, "interval": _interval, "which": _which}
+    environment.filters |= {
+        "base64": _base64,
+        "number": _number,
+        "interval": _interval,
+        "which": _which,
+        "signed": _signed,
+    }
     template = environment.from_string(_TEMPLATE.read_text("utf-8"))
     known = {"comparison": None, "compared": None} | dict(report)
     return template.render(
@@ -58,6 +65,10 @@ def _number(estimate: Mapping[str, float]) -> str:
 
 def _interval(estimate: Mapping[str, float]) -> str:
     return f"[{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _signed(difference: Mapping[str, float]) -> str:
+    return in_words(difference, signed=True)
 
 
 def _which(difference: Mapping[str, float], better: str) -> str:

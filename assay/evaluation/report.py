@@ -1,5 +1,6 @@
 """An evaluation → `report.json`, whose numbers the terminal and the page show too. Knows neither."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from typing import Any
 import msgspec
 
 from assay import __version__
-from assay.evaluation.bootstrap import LEVEL, Estimate, Measured
+from assay.evaluation.bootstrap import LEVEL, Measured
 from assay.evaluation.compare import verdict
 from assay.evaluation.curves import confusion, coverage, reliability, threshold_curves
 from assay.evaluation.evaluate import Assessed, Evaluation
@@ -116,11 +117,14 @@ def write_report(report: Mapping[str, Any], page: str, folder: Path) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def in_words(value: Mapping[str, float] | Estimate) -> str:
-    """0.504 [0.481, 0.526]; with as many places as a value needs, and – for what is not defined."""
-    estimate = value if isinstance(value, Estimate) else Estimate(**value)
-    if estimate.value != estimate.value:
+def in_words(estimate: Mapping[str, float], signed: bool = False) -> str:
+    """0.5041 [0.4812, 0.5260]; – for what is not defined. signed: with a plus too, as differences have."""
+
+    def number(value: float) -> str:
+        value = round(value, 4) + 0.0  # no -0
+        return f"{value:+.4f}" if signed and value else f"{value:.4f}"
+
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    if math.isnan(value):
         return "–"
-    if estimate.low != estimate.low:
-        return f"{estimate.value:.4f}"
-    return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+    return number(value) if math.isnan(low) else f"{number(value)} [{number(low)}, {number(high)}]"
