@@ -109,7 +109,7 @@ def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
 _KINDS: tuple[tuple[Callable[[Any], bool], pa.DataType], ...] = (
     (lambda value: isinstance(value, bool), pa.bool_()),
     (lambda value: type(value) is int and abs(value) < 1 << 63, pa.int64()),
-    (lambda value: type(value) in (int, float), pa.float64()),
+    (lambda value: type(value) is float or (type(value) is int and abs(value) <= 1 << 53), pa.float64()),
     (lambda value: isinstance(value, str), pa.string()),
 )
 
