@@ -264,6 +264,14 @@ def test_long_texts_are_cut_when_asked(models: Path, tmp_path: Path) -> None:
     assert report["model"]["num_tokens"] == 128 + 3
 
 
+def test_rows_without_any_label_of_the_models(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write(tmp_path / "other.csv", ("text", "label"), [("great", "new"), ("so", "newer")])
+    line = fails(capsys, monkeypatch, "evaluate", data, "-m", str(models / "single"), "--ignore-unknown-labels")
+    assert line == f"assay: No row of {data} has a label that the model has."
+
+
 def test_no_intervals(models: Path, tmp_path: Path) -> None:
     data, _ = single_data(tmp_path)
     report, page, _ = evaluate(tmp_path, data, "-m", models / "single", "--resamples", "0", "--mistakes", "2")

@@ -17,6 +17,7 @@ from assay.evaluation.scoring import Model, Progress, Scores, Subject
 from assay.evaluation.settings import DataConfig, EvaluationConfig, OnError
 from assay.evaluation.tasks import Labelled, Preferred, Task
 from assay.evaluation.truth import Truth
+from assay.files.sources import name_of
 
 Watch = Callable[[str, int], Progress]
 """Is told which model scores, and how many prompts; whom it gives is told how many more are done."""
@@ -88,7 +89,7 @@ def evaluate(
     scored = _with_scores(task, data, [_score(task, data, one, watch) for one in models], read.on_error)
     truth = task.truth(data, first)
     if not len(truth.kept):
-        raise RequestError(f"No row of {', '.join(data.sources)} has a label that the model has.")
+        raise RequestError(f"No row of {', '.join(map(name_of, data.sources))} has a label that the model has.")
     labels = tuple(first.labels[place] for place in truth.judged)
     resamples = resamples_for(len(truth.kept), max(1, len(labels)), config.resamples)
     assessed = [_assess(task, truth, first.labels, one, resamples) for one in scored]

@@ -16,6 +16,7 @@ from assay.evaluation.curves import confusion, coverage, reliability, threshold_
 from assay.evaluation.evaluate import Assessed, Evaluation
 from assay.evaluation.metrics import MultiLabel, SingleLabel
 from assay.evaluation.mistakes import worst
+from assay.files.sources import name_of
 
 _DECISIVE = {"single": "accuracy", "multi": "exact_match", "pairs": "accuracy"}
 """The metric that counts rows as right or wrong, as McNemar's test does."""
@@ -45,7 +46,7 @@ def report_of(evaluation: Evaluation, mistakes: int) -> dict[str, Any]:
 def _data(evaluation: Evaluation) -> dict[str, Any]:
     data, truth = evaluation.data, evaluation.truth
     return {
-        "files": list(data.sources),
+        "files": [name_of(source) for source in data.sources],
         "rows": evaluation.rows,
         "inputs": list(data.columns.inputs),
         "label_columns": list(data.columns.labels),
