@@ -37,6 +37,10 @@ for command in (serve, classify, evaluate, calibrate, models, verify):
 
 def main() -> None:
     """Run the command line. An error of ours, or of a file or a disk, is one line on stderr and exit code 1."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # How long an idle thread of torch's looks out for work before it sleeps: some 0.1 ms. Shorter, and each layer
+        # of a short text waits to be woken; longer, and the event loop lacks a core (docs/performance.md).
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     # torch tells everyone without NumPy that it is missing; nothing here uses it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:

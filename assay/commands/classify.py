@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +63,6 @@ def classify(
 
 def _run_job(inputs: list[str], values: dict[str, Any]) -> None:
     """A file in, a file out; what is said of it goes to stderr."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the core that reads and tokenizes
     from assay.files.plan import plan
 
     planned = plan(inputs, configured(EngineConfig, values), configured(JobConfig, values))

@@ -44,8 +44,6 @@ def serve(
 
     assay serve sentiment=./my-checkpoint toxic=unitary/toxic-bert
     """
-    # Threads that spin between layers take the core that the event loop needs: 8 % of throughput on two cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     level = values["log_level"].upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server_config = configured(ServerConfig, values, api_keys=api_keys(values["api_keys"]))

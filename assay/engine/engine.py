@@ -10,24 +10,23 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Self, TypeVar
 
 from assay.config import EngineConfig
 from assay.engine.admission import Admission
-from assay.engine.calibrated import calibrated
 from assay.engine.encoder import PromptEncoder
+from assay.engine.loading import load
 from assay.engine.runner import Batch, ModelRunner
 from assay.engine.scheduler import Scheduler
 from assay.engine.threads import Threads
-from assay.engine.tokenizer import answer_token_ids, load_tokenizer
 from assay.engine.waiter import Waiter
 from assay.engine.windows import Combination, combined
 from assay.engine.worker import Worker
-from assay.errors import AssayError, ConfigError, DeadlineError, InternalError, RequestError, UnavailableError
+from assay.errors import AssayError, DeadlineError, InternalError, RequestError, UnavailableError
 from assay.metrics import Metrics, ModelMetrics
-from assay.model.registry import LoadedModel, load_model
-from assay.model.weights import logit_score_ids, resolve
+from assay.model.registry import LoadedModel
 from assay.sequence import ChatPrompt, Options, Prediction, Prompt, Sequence, TextPrompt, TokenPrompt
 
 Result = TypeVar("Result")
@@ -90,32 +89,17 @@ class Engine:
 
     @classmethod
     def load(cls, config: EngineConfig, metrics: Metrics | None = None) -> Self:
-        """Resolve, read and warm up the model. Slow: call it off the event loop. Raises SetupError."""
-        folder = resolve(config.model, config.revision, config.allow_pickle)
-        adapter = resolve(config.adapter) if config.adapter else None
-        text_tokenizer = load_tokenizer(folder, config.chat_template_path)
-        answer_ids = answer_token_ids(config.classifier_from_token, text_tokenizer.tokenizer) or logit_score_ids(folder)
-        model = load_model(
-            folder,
-            config.dtype,
-            config.device,
-            config.activation,
-            adapter,
-            config.allow_pickle,
-            answer_ids,
-            config.quantization,
-            config.deterministic,
-        )
-        model = calibrated(model, config)
-        max_model_len = _max_model_len(config.max_model_len, text_tokenizer.model_max_length, model.max_positions)
-        encoder = PromptEncoder(
-            text_tokenizer,
-            model.vocab_size,
-            max_model_len,
-            model.type_vocab_size,
-            pairs_need_template=answer_ids is not None,
-            trusts_templates=config.trust_request_chat_template,
-        )
+        """Resolve, read and warm up the model. Slow: call it off the event loop. Raises SetupError.
+
+        On a thread that ends, since OpenMP keeps a team of threads for each one that computes, and where there are more
+        of them than cores, all of them sleep between two steps: a text of 16 tokens then takes twice as long.
+        """
+        with ThreadPoolExecutor(1, "assay-load") as thread:
+            return thread.submit(cls._load, config, metrics).result()
+
+    @classmethod
+    def _load(cls, config: EngineConfig, metrics: Metrics | None) -> Self:
+        model, encoder, max_model_len = load(config)
         engine = cls(config, model, encoder, max_model_len, (metrics or Metrics()).of(config.served_name))
         engine._worker.runner.warm_up()
         return engine
@@ -336,10 +320,3 @@ def _estimate(prompt: Prompt) -> int:
     else:
         characters = sum(len(str(message.get("content"))) for message in prompt.messages)
     return characters // _CHARACTERS_PER_TOKEN + 1
-
-
-def _max_model_len(asked: int | None, tokenizer: int | None, positions: int) -> int:
-    """The smallest of what the operator asks, what the tokenizer's config says and what the model can number."""
-    if asked is not None and asked > positions:
-        raise ConfigError(f"max_model_len is {asked}, but this model reads at most {positions} tokens.")
-    return min(n for n in (asked, tokenizer, positions) if n is not None)

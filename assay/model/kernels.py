@@ -104,8 +104,8 @@ _ZERO = 128  # unsigned, with this for zero: the form for which oneDNN has its f
 def _in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x.
 
-    The plain steps are the fast ones: torch's inf-norm, its broadcasting addcmul and its float32 → uint8 use no vectors,
-    and took half of the time of an int8 model. A half is added, for conversion cuts off.
+    The plain steps are the fast ones: torch's inf-norm, its broadcasting addcmul and its float32 → uint8 use no
+    vectors, and took half of the time of an int8 model. A half is added, for conversion cuts off.
     """
     scale = torch.maximum(x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True).neg_())
     scale = scale.clamp_(min=torch.finfo(torch.float32).tiny).div_(127)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import assay.engine.engine as engine
+import assay.engine.loading as loading
 from assay.cli import main
 from assay.model.batch import PackedBatch
 from assay.model.registry import LoadedModel
 
-load_model = engine.load_model
+load_model = loading.load_model
 
 
 class Null(nn.Module):
@@ -31,5 +31,5 @@ def load_null(*arguments: Any, **options: Any) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    engine.load_model = load_null
+    loading.load_model = load_null
     main()
