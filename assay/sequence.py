@@ -121,8 +121,9 @@ class Sequence:
     token_ids, token_type_ids: of equal length; types None means all zero.
     index: its place in the request. prompt: the place of its prompt. span: what it is of its text, where windows are
         asked for.
-    arrival: when its request came, in seconds on the monotonic clock; orders the queue.
+    arrival: when its request came, in seconds on the monotonic clock.
     deadline: when its caller stops waiting, on the same clock.
+    turn, request: its place in the queue; the scheduler's.
     queued: it waits in the scheduler. cancelled: nobody waits for it any more, and it is not computed.
     """
 
@@ -135,6 +136,8 @@ class Sequence:
     priority: int = 0
     arrival: float = 0.0
     deadline: float = math.inf
+    turn: float = 0.0
+    request: int = 0
     queued: bool = False
     cancelled: bool = False
     timings: Timings = field(default_factory=Timings)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from assay.engine.scheduler import SECONDS_PER_TOKEN, Scheduler
+from assay.engine.scheduler import Scheduler
 from assay.sequence import Sequence
 
 BUDGET = 32
@@ -81,6 +81,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         left_over = max((sequence.priority for sequence in self.waiting), default=None)
         if batch and left_over is not None:
             assert batch[-1].priority >= left_over
+
+    @rule()
+    def form_ahead_and_give_up(self) -> None:
+        batch = self.scheduler.next_batch()
+        if batch:
+            assert not self.scheduler.is_overtaken(batch)
+            self.scheduler.put_back(batch)
+            assert self.scheduler.next_batch() == batch
+            self.scheduler.put_back(batch)
 
     @rule()
     def drain(self) -> None:
@@ -166,51 +175,91 @@ def test_no_batch_stops_short_of_its_budget(asked: list[tuple[list[int], float, 
 
 
 @given(requests)
-def test_nobody_overtakes_without_bound(asked: list[tuple[list[int], float, int]]) -> None:
-    """Of equal priority, what comes later than a request by the time its tokens are worth stands behind all of it."""
+def test_equal_shares(asked: list[tuple[list[int], float, int]]) -> None:
+    """Of requests that wait together, whose n-th token comes before whose m-th is decided by n and m alone."""
     scheduler = Scheduler(BUDGET)
-    added = [request(lengths, arrival) for lengths, arrival, _ in asked]
+    added = [request(lengths) for lengths, _, _ in asked]
     for sequences in added:
         scheduler.add(sequences)
     place = {sequence: i for i, sequence in enumerate(served(scheduler))}
-    for early in added:
-        worth = sum(sequence.num_tokens for sequence in early) * SECONDS_PER_TOKEN
-        for late in added:
-            if late[0].arrival > early[0].arrival + worth:
-                assert max(place[s] for s in early) < min(place[s] for s in late)
-            elif late[0].arrival > early[0].arrival:
-                assert place[early[0]] < place[late[0]], "the first of a request waits for no later one"
+    due = {
+        sequence: sum(other.num_tokens for other in sequences[: i + 1])
+        for sequences in added
+        for i, sequence in enumerate(sequences)
+    }
+    for number, early in enumerate(added):
+        for late in added[number + 1 :]:
+            for one in early:
+                for other in late:
+                    assert (place[one] < place[other]) == (due[one] <= due[other])
 
 
 def test_a_long_request_ends_although_short_ones_keep_coming() -> None:
-    """Short requests alone would fill every batch; yet the long one is done once its time has come."""
+    """Short requests alone would fill every batch; yet the long one has its 64th part of the device."""
     scheduler = Scheduler(BUDGET)
     bulk = request([8] * 100)
     scheduler.add(bulk)
-    seconds_per_batch = BUDGET * SECONDS_PER_TOKEN
     left = set(bulk)
     batches = 0
     while left:
-        now = batches * seconds_per_batch + 1e-9
         for _ in range(BUDGET // 8):
-            scheduler.add(request([8], now))
+            scheduler.add(request([8]))
         left -= set(scheduler.next_batch())
         batches += 1
-        # While the long one ages by its own worth, as many tokens of others come as it has itself.
-        assert batches <= 2 * 100 * 8 // BUDGET + 1, f"{len(left)} sequences starve"
+        assert batches <= 64 * 100 * 8 // BUDGET, f"{len(left)} sequences starve"
     assert scheduler.num_tokens > 0, "the stream was to outlast the long request"
 
 
-def test_a_short_request_overtakes_the_tail_of_a_long_one() -> None:
+def test_a_long_request_has_all_that_short_ones_leave() -> None:
     scheduler = Scheduler(BUDGET)
-    bulk = request([8] * 1000)
+    bulk = request([8] * 100)
     scheduler.add(bulk)
-    assert scheduler.next_batch() == bulk[:4]
-    short = request([8], arrival=0.01)
-    scheduler.add(short)
-    batches_before = next(i for i, batch in enumerate(serve_all(scheduler)) if short[0] in batch)
-    tokens_ahead = 0.01 / SECONDS_PER_TOKEN
-    assert batches_before <= tokens_ahead / BUDGET + 1
+    for batches in range(100):
+        for _ in range(BUDGET // 8 - 1):
+            scheduler.add(request([8]))
+        assert set(scheduler.next_batch()) & set(bulk), f"none in batch {batches}"
+    assert scheduler.num_sequences == 0
+
+
+def test_a_short_request_is_next_whatever_waits() -> None:
+    """Eight long requests, each long since queued; a short one comes while a batch runs, and is in the one after it:
+    of the long ones' sequences only those are before it that are all but due."""
+    scheduler = Scheduler(4 * 16)
+    for _ in range(8):
+        scheduler.add(request([16] * 1000))
+    for batches in range(400):
+        scheduler.next_batch()
+        scheduler.add(short := request([3]))
+        assert short[0] in scheduler.next_batch(), f"after {batches} batches"
+
+
+def test_what_comes_before_a_batch_that_was_formed_ahead() -> None:
+    scheduler = Scheduler(BUDGET)
+    bulk = request([8] * 100)
+    scheduler.add(bulk)
+    first = scheduler.next_batch()
+    ahead = scheduler.next_batch()
+    assert (first, ahead) == (bulk[:4], bulk[4:8])
+    assert not scheduler.is_overtaken(ahead), "what waits comes after it"
+    scheduler.add(urgent := request([8], priority=1))
+    assert scheduler.is_overtaken(ahead)
+    scheduler.put_back(ahead)
+    assert scheduler.num_sequences == 100 - 4 + 1
+    assert scheduler.next_batch() == [*urgent, *bulk[4:7]]
+    assert served(scheduler) == bulk[7:]
+
+
+def test_a_batch_put_back_gives_no_one_its_turn_twice() -> None:
+    """Forming ahead and giving up, again and again, must not move the clock, or newcomers would come last."""
+    scheduler = Scheduler(BUDGET)
+    bulk = request([8] * 100)
+    scheduler.add(bulk)
+    scheduler.next_batch()
+    for _ in range(50):
+        scheduler.put_back(scheduler.next_batch())
+    scheduler.cancel(bulk[5:6])
+    scheduler.add(short := request([8]))
+    assert scheduler.next_batch() == [bulk[4], *short, *bulk[6:8]]
 
 
 def test_higher_priority_first_whatever_its_age() -> None:

@@ -1,18 +1,28 @@
 """Which sequences the device takes next: policy over plain data. Knows no torch, no threads and no clock.
 
-Nothing here waits: a batch is formed from what is there when the device can take it. The order is by priority, then
-by a fair time: a request's n-th token counts as arriving n * SECONDS_PER_TOKEN after the request did. So a short
-request overtakes the tail of a long one, and every sequence's turn comes, since later requests get later times.
+Nothing here waits: a batch is formed from what is there when the device can take it. The order is by priority, then by
+turn, as in weighted fair queueing (Demers, Keshav and Shenker 1989). Turns are on a clock that moves on by the tokens
+served over the number of requests that share the device, so that it says how many tokens each of them is due. The turn
+of a sequence is when it would be done if its request had its share from the moment it came. So a short request is next,
+however much the long ones have queued, and every turn comes, since later requests get later turns.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable
 from itertools import count
 
 from assay.sequence import Sequence
 
-# The pace at which a request's later tokens lose their place to newcomers: about a small model's speed on two cores.
-SECONDS_PER_TOKEN = 1e-4
+# However many come, whoever waits has at least this part of the device: short requests alone never take all of it.
+_MOST_SHARES = 64
+
+Key = tuple[int, float, int]
+
+
+def _key(sequence: Sequence) -> Key:
+    """Of equal turns, the request that came first; within one, turns differ."""
+    return -sequence.priority, sequence.turn, sequence.request
 
 
 class Scheduler:
@@ -25,19 +35,20 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.num_tokens = 0
         self.num_sequences = 0
-        self._heap: list[tuple[int, float, int, Sequence]] = []
-        self._order = count()
+        self._heap: list[tuple[Key, Sequence]] = []
+        self._numbers = count()
+        self._waiting: Counter[int] = Counter()  # request → its sequences in the queue
+        self._clock = 0.0
+        self._clock_before = 0.0  # the batch that was cut last
+        self._early: dict[int, float] = {}  # request → turn of its end, where it was served before that
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue the sequences of one request."""
-        tokens_before = 0
+        request, turn = next(self._numbers), self._clock
         for sequence in sequences:
-            fair_time = sequence.arrival + tokens_before * SECONDS_PER_TOKEN
-            heapq.heappush(self._heap, (-sequence.priority, fair_time, next(self._order), sequence))
-            tokens_before += sequence.num_tokens
-            self.num_tokens += sequence.num_tokens
-            self.num_sequences += 1
-            sequence.queued = True
+            turn += sequence.num_tokens
+            sequence.turn, sequence.request = turn, request
+            self._enter(sequence)
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """Nobody waits for these any more. Queued ones stop counting now and are skipped when their turn comes."""
@@ -53,6 +64,8 @@ class Scheduler:
         """
         batch: list[Sequence] = []
         room = self.max_batch_tokens
+        self._clock_before = self._clock
+        self._early = {request: turn for request, turn in self._early.items() if turn > self._clock}
         while self._heap:
             sequence = self._heap[0][-1]
             if not sequence.cancelled and sequence.deadline <= now:
@@ -62,19 +75,49 @@ class Scheduler:
                     break
                 batch.append(sequence)
                 room -= sequence.num_tokens
-                self._leave(sequence)
+                self._serve(sequence)
             heapq.heappop(self._heap)
         return batch
 
+    def is_overtaken(self, batch: list[Sequence]) -> bool:
+        """Whether something waits whose turn is before one of these, which are not computed yet."""
+        return bool(self._heap) and self._heap[0][0] < max(map(_key, batch))
+
+    def put_back(self, batch: list[Sequence]) -> None:
+        """The batch that was cut last is not computed after all: they wait again, each with the turn that it had."""
+        self._clock = self._clock_before
+        for sequence in batch:
+            self._early.pop(sequence.request, None)
+            if not sequence.cancelled:
+                self._enter(sequence)
+
     def drain(self) -> list[Sequence]:
         """Everything that waits, in order; the queue is empty afterwards."""
-        waiting = [entry[-1] for entry in sorted(self._heap) if not entry[-1].cancelled]
+        waiting = [entry[-1] for entry in sorted(self._heap, key=lambda entry: entry[0]) if not entry[-1].cancelled]
         for sequence in waiting:
             self._leave(sequence)
         self._heap.clear()
         return waiting
 
+    def _enter(self, sequence: Sequence) -> None:
+        heapq.heappush(self._heap, (_key(sequence), sequence))
+        self._waiting[sequence.request] += 1
+        self.num_tokens += sequence.num_tokens
+        self.num_sequences += 1
+        sequence.queued = True
+
+    def _serve(self, sequence: Sequence) -> None:
+        """A request that is done before its share was due has it all the same until then, or the clock would run ahead
+        of those that wait, and newcomers come after them."""
+        self._clock += sequence.num_tokens / min(_MOST_SHARES, len(self._waiting) + len(self._early))
+        self._leave(sequence)
+        if sequence.request not in self._waiting:
+            self._early[sequence.request] = sequence.turn
+
     def _leave(self, sequence: Sequence) -> None:
         sequence.queued = False
         self.num_tokens -= sequence.num_tokens
         self.num_sequences -= 1
+        self._waiting[sequence.request] -= 1
+        if not self._waiting[sequence.request]:
+            del self._waiting[sequence.request]

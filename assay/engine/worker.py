@@ -54,9 +54,15 @@ class Worker:
         self._thread.start()
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Queue the sequences of one request. The thread, if it sleeps, hears of them with `wake`."""
+        """Queue the sequences of one request. The thread, if it sleeps, hears of them with `wake`.
+
+        A batch that was formed ahead is given up where they come before it: they are to wait for one batch, not two.
+        """
         with self._wake:
             self.scheduler.add(sequences)
+            if self.prefetched is not None and self.scheduler.is_overtaken(self.prefetched.sequences):
+                self.scheduler.put_back(self.prefetched.sequences)
+                self.prefetched = None
 
     def wake(self) -> None:
         """There is something in the queue."""

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from assay.model.batch import PackedBatch, Rows, Run
@@ -30,8 +31,10 @@ def attention(
     k, v: [tokens, kv_heads, head_dim], where kv_heads divides heads (GQA). Returns the shape of q.
     causal: a token sees nothing to its right. softcap: scores become cap * tanh(score / cap), as in Gemma 2.
     Each run of equal-length sequences is one dense call, so no token is padding, and a mask is built only where a
-    window bites.
+    window bites. On a GPU all sequences are one call of a varlen kernel, where there is one for what is asked.
     """
+    if q.is_cuda and has_varlen(q, window, softcap, rows, causal):
+        return by_varlen(q, k, v, batch, scale=scale, causal=causal, window=window, rows=rows)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     seqs = 0
     for run in batch.runs:
@@ -46,6 +49,50 @@ def attention(
         by_run(out, own).copy_(dense)
         seqs += run.count
     return out
+
+
+def has_varlen(q: Tensor, window: Window | None, softcap: float | None, rows: Rows | None, causal: bool) -> bool:
+    """Whether FlashAttention's varlen kernel computes this: 16 bits, no softcap, heads of a size that it knows.
+
+    It takes one query for the last of its keys, so that a first token's window would lie wrong.
+    """
+    fits = q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    return fits and softcap is None and not (rows == "first" and (causal or window is not None))
+
+
+def by_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: PackedBatch,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: Window | None = None,
+    rows: Rows | None = None,
+) -> Tensor:
+    """As `attention`, in one call; the same bits for a sequence in any company (num_splits=1)."""
+    keys = batch.cu_seqlens.to(torch.int32)
+    longest = max(run.length for run in batch.runs)
+    if rows is None:
+        queries, most = keys, longest
+    else:
+        queries, most = torch.arange(batch.num_seqs + 1, dtype=torch.int32, device=keys.device), 1
+    left, right = window or (-1, -1)
+    seen: Tensor = varlen_attn(
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        queries,
+        keys,
+        most,
+        longest,
+        scale=scale,
+        window_size=(left, 0 if causal else right),
+        enable_gqa=q.shape[1] != k.shape[1],
+        num_splits=1,
+    )
+    return seen
 
 
 def _dense(
