@@ -183,7 +183,7 @@ def test_equal_shares(asked: list[tuple[list[int], float, int]]) -> None:
         scheduler.add(sequences)
     place = {sequence: i for i, sequence in enumerate(served(scheduler))}
     due = {
-        sequence: sum(other.num_tokens for other in sequences[: i + 1])
+        sequence: sum(other.num_tokens for other in sequences[: i + 1]) if i else 0
         for sequences in added
         for i, sequence in enumerate(sequences)
     }
@@ -222,11 +222,11 @@ def test_a_long_request_has_all_that_short_ones_leave() -> None:
 
 
 def test_a_short_request_is_next_whatever_waits() -> None:
-    """Eight long requests, each long since queued; a short one comes while a batch runs, and is in the one after it:
-    of the long ones' sequences only those are before it that are all but due."""
-    scheduler = Scheduler(4 * 16)
+    """Eight long requests, each long since queued; a short one comes while a batch runs, and is in the one after it."""
+    scheduler = Scheduler(BUDGET)
     for _ in range(8):
         scheduler.add(request([16] * 1000))
+        scheduler.next_batch()
     for batches in range(400):
         scheduler.next_batch()
         scheduler.add(short := request([3]))
@@ -259,7 +259,7 @@ def test_a_batch_put_back_gives_no_one_its_turn_twice() -> None:
         scheduler.put_back(scheduler.next_batch())
     scheduler.cancel(bulk[5:6])
     scheduler.add(short := request([8]))
-    assert scheduler.next_batch() == [bulk[4], *short, *bulk[6:8]]
+    assert scheduler.next_batch() == [*short, bulk[4], *bulk[6:8]]
 
 
 def test_higher_priority_first_whatever_its_age() -> None:
@@ -268,6 +268,14 @@ def test_higher_priority_first_whatever_its_age() -> None:
     for sequences in (idle, old, urgent):
         scheduler.add(sequences)
     assert served(scheduler) == urgent + old + idle
+
+
+def test_single_sequences_are_served_as_they_come_whatever_their_length() -> None:
+    scheduler = Scheduler(BUDGET)
+    added = [request([length])[0] for length in (30, 1, 7, 32, 2)]
+    for sequence in added:
+        scheduler.add([sequence])
+    assert served(scheduler) == added
 
 
 def test_equal_requests_are_served_as_they_came() -> None:

@@ -3,8 +3,9 @@
 Nothing here waits: a batch is formed from what is there when the device can take it. The order is by priority, then by
 turn, as in weighted fair queueing (Demers, Keshav and Shenker 1989). Turns are on a clock that moves on by the tokens
 served over the number of requests that share the device, so that it says how many tokens each of them is due. The turn
-of a sequence is when it would be done if its request had its share from the moment it came. So a short request is next,
-however much the long ones have queued, and every turn comes, since later requests get later turns.
+of a sequence is when it would be done if its request had its share from the moment it came; but for a request's first,
+whose turn is that moment. So single texts are served as they come, and at once however much long requests have queued;
+and every turn comes, since later requests get later turns.
 """
 
 import heapq
@@ -40,15 +41,16 @@ class Scheduler:
         self._waiting: Counter[int] = Counter()  # request → its sequences in the queue
         self._clock = 0.0
         self._clock_before = 0.0  # the batch that was cut last
-        self._early: dict[int, float] = {}  # request → turn of its end, where it was served before that
+        self._ends: dict[int, float] = {}  # request → when it would be done; of all that share the device
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue the sequences of one request."""
-        request, turn = next(self._numbers), self._clock
+        request, end = next(self._numbers), self._clock
         for sequence in sequences:
-            turn += sequence.num_tokens
-            sequence.turn, sequence.request = turn, request
+            first, end = end == self._clock, end + sequence.num_tokens
+            sequence.turn, sequence.request = self._clock if first else end, request
             self._enter(sequence)
+        self._ends[request] = end
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
         """Nobody waits for these any more. Queued ones stop counting now and are skipped when their turn comes."""
@@ -56,6 +58,8 @@ class Scheduler:
             sequence.cancelled = True
             if sequence.queued:
                 self._leave(sequence)
+                if sequence.request not in self._waiting:
+                    del self._ends[sequence.request]
 
     def next_batch(self, now: float = 0.0) -> list[Sequence]:
         """The next batch within the token budget, or [] when nothing waits.
@@ -65,7 +69,7 @@ class Scheduler:
         batch: list[Sequence] = []
         room = self.max_batch_tokens
         self._clock_before = self._clock
-        self._early = {request: turn for request, turn in self._early.items() if turn > self._clock}
+        self._forget_those_done()
         while self._heap:
             sequence = self._heap[0][-1]
             if not sequence.cancelled and sequence.deadline <= now:
@@ -75,7 +79,8 @@ class Scheduler:
                     break
                 batch.append(sequence)
                 room -= sequence.num_tokens
-                self._serve(sequence)
+                self._clock += sequence.num_tokens / min(_MOST_SHARES, len(self._ends))
+                self._leave(sequence)
             heapq.heappop(self._heap)
         return batch
 
@@ -87,7 +92,6 @@ class Scheduler:
         """The batch that was cut last is not computed after all: they wait again, each with the turn that it had."""
         self._clock = self._clock_before
         for sequence in batch:
-            self._early.pop(sequence.request, None)
             if not sequence.cancelled:
                 self._enter(sequence)
 
@@ -106,13 +110,12 @@ class Scheduler:
         self.num_sequences += 1
         sequence.queued = True
 
-    def _serve(self, sequence: Sequence) -> None:
-        """A request that is done before its share was due has it all the same until then, or the clock would run ahead
-        of those that wait, and newcomers come after them."""
-        self._clock += sequence.num_tokens / min(_MOST_SHARES, len(self._waiting) + len(self._early))
-        self._leave(sequence)
-        if sequence.request not in self._waiting:
-            self._early[sequence.request] = sequence.turn
+    def _forget_those_done(self) -> None:
+        """A request that was served before its share was due counts until then, or the clock would run ahead of those
+        that wait, and newcomers come after them."""
+        self._ends = {
+            request: end for request, end in self._ends.items() if request in self._waiting or end > self._clock
+        }
 
     def _leave(self, sequence: Sequence) -> None:
         sequence.queued = False

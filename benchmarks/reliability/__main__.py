@@ -36,15 +36,15 @@ def run_soak(folder: Path, seconds: float = 90.0, warm_up: float = 15.0) -> Repo
         return _judged(report, soak.problems, server)
 
 
-def run_twenty_thousand(folder: Path, count: int = twenty_thousand.COUNT, alone: bool = True) -> Report:
-    """alone: every sequence has its batch for itself, as bit-equality needs."""
-    with serving(folder, *(twenty_thousand.ALONE if alone else ())) as server:
+def run_twenty_thousand(folder: Path, count: int = twenty_thousand.COUNT, deterministic: bool = True) -> Report:
+    """deterministic: as bit-equality needs."""
+    with serving(folder, *(twenty_thousand.DETERMINISTIC if deterministic else ())) as server:
         report = asyncio.run(twenty_thousand.run(_watched(server), count))
-        return _judged(report, lambda found: twenty_thousand.problems(found, alone), server)
+        return _judged(report, lambda found: twenty_thousand.problems(found, deterministic), server)
 
 
-def run_twenty_thousand_in_batches(folder: Path) -> Report:
-    return run_twenty_thousand(folder, alone=False)
+def run_twenty_thousand_by_default(folder: Path) -> Report:
+    return run_twenty_thousand(folder, deterministic=False)
 
 
 def _watched(server: Server) -> Watched:
@@ -70,7 +70,7 @@ SCENARIOS: dict[str, Callable[..., Report]] = {
     "overload": run_overload,
     "soak": run_soak,
     "twenty_thousand": run_twenty_thousand,
-    "twenty_thousand_in_batches": run_twenty_thousand_in_batches,
+    "twenty_thousand_by_default": run_twenty_thousand_by_default,
 }
 
 

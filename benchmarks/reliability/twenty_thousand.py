@@ -2,8 +2,7 @@
 to the last bit as in a run without the bad ones.
 
 A batch's composition moves the last bits of a float32 sum, and which requests share a batch is a matter of timing. So
-the server runs with `--max-batch-tokens 1`, where every sequence is alone in its batch; what batching changes is
-measured apart, by the same two runs with the default.
+the server runs with `--deterministic`; what batching changes without it is measured apart, by the same two runs.
 """
 
 import itertools
@@ -18,7 +17,7 @@ from benchmarks.reliability.watch import Watched, total
 COUNT = 20_000
 ONE_IN = 50
 CALLERS = 32
-ALONE = ("--max-batch-tokens", "1")
+DETERMINISTIC = ("--deterministic",)
 _WORDS = ["the", "coffee", "was", "great", "update", "broke", "everything", "loved", "new", "café", "and", "so"]
 
 # Name → body, status, a part of the message that only this mistake has.
@@ -125,8 +124,8 @@ def _own(name: str, outcome: Outcome) -> bool:
     return refusal["code"] == status and words in refusal["message"]
 
 
-def problems(report: dict[str, Any], alone: bool) -> list[str]:
-    """What does not hold. alone: every sequence had its batch for itself."""
+def problems(report: dict[str, Any], deterministic: bool) -> list[str]:
+    """What does not hold."""
     sent = report["sent"]
     bad = sum(is_bad(number) for number in range(sent))
     held = {
@@ -136,7 +135,7 @@ def problems(report: dict[str, Any], alone: bool) -> list[str]:
         "each has its own refusal": not report["malformed_without_their_own_refusal"],
         "nobody got another's answer": report["answers_under_another_id"] == 0,
         "the server counted every request": report["server_counted"] == sent,
-        "the good answers are bit-equal": not alone or report["good_answers_that_differ"] == 0,
+        "the good answers are bit-equal": not deterministic or report["good_answers_that_differ"] == 0,
         "batching moves the last bits only": report["largest_difference"] < 1e-5,
     }
     return [name for name, holds in held.items() if not holds]
