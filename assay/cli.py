@@ -53,5 +53,15 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:  # such as a full disk under stdout
         print(f"assay: {error}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else what is left in the buffer fails again at the end
         sys.exit(1)
+    finally:
+        _discard_unwritten()
+
+
+def _discard_unwritten() -> None:
+    """What a full disk has not taken would fail again when the interpreter ends, which makes the exit code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -7,10 +7,11 @@ A request's life: `classify` → Admission → PromptEncoder → Scheduler → B
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Self, TypeVar
 
@@ -94,8 +95,18 @@ class Engine:
         On a thread that ends, since OpenMP keeps a team of threads for each one that computes, and where there are more
         of them than cores, all of them sleep between two steps: a text of 16 tokens then takes twice as long.
         """
-        with ThreadPoolExecutor(1, "assay-load") as thread:
-            return thread.submit(cls._load, config, metrics).result()
+        loaded: Future[Self] = Future()
+
+        def work() -> None:
+            try:
+                loaded.set_result(cls._load(config, metrics))
+            except BaseException as error:  # an edge: raised again below
+                loaded.set_exception(error)
+
+        thread = threading.Thread(target=work, name="assay-load", daemon=True)  # a process that is to end does not wait
+        thread.start()
+        thread.join()
+        return loaded.result()
 
     @classmethod
     def _load(cls, config: EngineConfig, metrics: Metrics | None) -> Self:

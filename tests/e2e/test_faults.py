@@ -294,10 +294,11 @@ def test_two_servers_on_one_hub_cache(tiny: Path, tmp_path: Path, monkeypatch: p
 # --- a disk that is full ---
 
 
-def test_a_full_disk_does_not_end_the_server(tiny: Path) -> None:
-    """Its ready line and its log are lost; requests are answered."""
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_a_full_disk_does_not_end_the_server(tiny: Path, level: str) -> None:
+    """Its ready line and its log are lost; requests are answered; what is left in a buffer does not change the code."""
     port = free_port()
-    command = [sys.executable, "-m", "assay", "serve", str(tiny), "--port", str(port)]
+    command = [sys.executable, "-m", "assay", "serve", str(tiny), "--port", str(port), "--log-level", level]
     with (
         open("/dev/full", "w+") as full,
         subprocess.Popen(command, cwd=REPOSITORY, stdout=full, stderr=full, text=True) as process,
