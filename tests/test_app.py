@@ -1,6 +1,7 @@
 """The application in this process: golden requests and answers, statuses, ids, health, metrics, lost clients."""
 
 import asyncio
+import gc
 import json
 import re
 import threading
@@ -14,13 +15,14 @@ import pytest
 import pytest_asyncio
 import torch
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 from tokenizers import Tokenizer
 
 from assay import __version__
 from assay.config import EngineConfig, ServerConfig
 from assay.engine.engine import Engine
-from assay.errors import CheckpointError
-from assay.server.app import build_app
+from assay.errors import CheckpointError, ClientGoneError, DeadlineError
+from assay.server.app import _unless_gone, build_app
 from assay.server.service import Service
 from tests.e2e.process import InProcess, in_process
 from tests.tiny import bert_vocab, save_bert, word_embeddings
@@ -435,3 +437,26 @@ async def test_a_client_that_hangs_up_within_its_body(server: InProcess) -> None
     sent = await call_and_hang_up(server.app, half, hang_up)
     assert [message["status"] for message in sent if message["type"] == "http.response.start"] in ([], [499])
     assert (await server.classify(input="great")).status_code == 200
+
+
+async def test_work_that_fails_as_it_is_given_up_is_heard_of_by_nobody() -> None:
+    """Its client hangs up and its time limit is over in the same moment: no stray error reaches the event loop."""
+    strays: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: strays.append(context))
+
+    async def late() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise DeadlineError("too late") from None
+
+    async def gone() -> dict[str, str]:
+        await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientGoneError):
+        await _unless_gone(Request({"type": "http", "headers": []}, gone), late())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert strays == []

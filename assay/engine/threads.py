@@ -1,7 +1,8 @@
 """Daemon threads that run calls for an event loop, and are given up when they do not come back. Knows no tokenizer.
 
 A pattern in a stranger's tokenizer can take for ever on one text, and no thread can be killed. Such a call loses its
-caller and its thread; the thread is replaced a few times, and then the owner hears that it is no use.
+caller and its thread; the thread is replaced a few times, and then the owner hears that it is no use. One that comes
+back after all, on a machine that was busy, does not count.
 
 Small calls that wait for a thread go through it together, since each hand-over of the interpreter between threads costs
 more than a short text. Where such a round does not come back, each of its calls is run again alone, and the one that is
@@ -29,8 +30,8 @@ _ROUND_SECONDS = 1.0  # after which a round of several calls is taken apart
 
 
 class Threads:
-    """patience: seconds after which a running call is given up. spares: threads that may be lost; with the next one,
-    `on_lost` is called on the loop.
+    """patience: seconds after which a running call is given up. spares: threads that may hang at once; with the next
+    one, `on_lost` is called on the loop. lost: those that were given up so far, whether they came back or not.
     together: runs several calls of `run_together`, given a tuple of arguments each; one result or error for each.
     """
 
@@ -51,6 +52,7 @@ class Threads:
         self.ready = threading.Condition(threading.Lock())  # guards the line for threads, and `_closing`
         self._closing: AssayError | None = None
         self._spares = spares
+        self._hanging = 0
         self._name = name
         self._count = count
         self._hands: list[_Hand] = []
@@ -144,9 +146,14 @@ class Threads:
         if origin is not None and not origin.repeated:  # the loss of its round was counted
             origin.repeated = True
         else:
+            hand.counts = True
             self.lost += 1
-        _log.error("A tokenizer thread is given up after %g s (%d so far).", self.patience, self.lost)
-        if self.lost > self._spares:
+            self._hanging += 1
+        if len(stuck.jobs) == 1:
+            _log.error("A tokenizer thread is given up after %g s (%d hang).", self.patience, self._hanging)
+        else:
+            _log.warning("%d calls take the tokenizer long; each is run again alone.", len(stuck.jobs))
+        if self._hanging > self._spares:
             self._give_up(stuck)
             return
         if self._closing is None:
@@ -156,6 +163,15 @@ class Threads:
         else:
             self.line.extendleft(job.alone(stuck) for job in reversed(stuck.jobs) if not job.future.done())
             self._tell_soon()
+
+    def came_back(self, hand: "_Hand") -> None:
+        """On that thread, which was given up: it did not hang."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._count_back, hand)
+
+    def _count_back(self, hand: "_Hand") -> None:
+        self._hanging -= hand.counts
 
     def _too_late(self) -> InternalError:
         return InternalError(f"Tokenizing took more than {self.patience:g} s; given up.")
@@ -238,11 +254,12 @@ class _Round:
 
 
 class _Hand(threading.Thread):
-    """One of the threads. round: what it runs, if anything."""
+    """One of the threads. round: what it runs, if anything. counts: among those that hang."""
 
     def __init__(self, pool: Threads, name: str) -> None:
         super().__init__(name=name, daemon=True)
         self.round: _Round | None = None
+        self.counts = False
         self._pool = pool
         self._end = threading.Lock()  # a round ends, or it is given up, not both
         self._given_up = False
@@ -258,8 +275,10 @@ class _Hand(threading.Thread):
             pool.deliver(taken.jobs, outcomes)
             with self._end:
                 self.round = None
-                if self._given_up:
-                    return  # it is replaced
+                given_up = self._given_up
+            if given_up:  # it is replaced
+                pool.came_back(self)
+                return
 
     def give_up(self, stuck: _Round) -> bool:
         """On the loop. Whether it still was at it."""

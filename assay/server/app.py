@@ -191,8 +191,17 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
             return task.result()
         raise ClientGoneError("The client closed the connection.")
     finally:
-        task.cancel()
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_unheard)
         gone.cancel()
+
+
+def _unheard(task: "asyncio.Future[Any]") -> None:
+    """Of work that was given up, which may end in an error all the same: its time limit was over in the same moment."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, AssayError):
+        _log.error("A request that was given up failed: %s.", type(error).__name__)
 
 
 async def _error(service: Service, request: Request, error: Exception) -> Response:

@@ -55,14 +55,17 @@ def _judged(report: Report, problems: Callable[[Report], list[str]], server: Ser
     """With what every scenario asks at its end: no error in the log, and a process that ends well."""
     server.process.terminate()
     report["exit_code"] = server.wait(60)
-    report["errors_in_the_log"] = sum(
-        " ERROR " in line or " CRITICAL " in line or line.startswith("Traceback") for line in server.log().splitlines()
-    )
+    errors = [
+        line
+        for line in server.log().splitlines()
+        if " ERROR " in line or " CRITICAL " in line or line.startswith("Traceback")
+    ]
+    report["errors_in_the_log"] = len(errors)
     found = problems(report)
     if report["exit_code"] != 0:
         found.append("the process ends with 0 on SIGTERM")
     if report["errors_in_the_log"]:
-        found.append("no error in the log")
+        found.append(f"no error in the log, but there is {errors[0]}")
     return {**report, "problems": found}
 
 
