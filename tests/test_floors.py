@@ -414,6 +414,15 @@ def test_importing_is_cheap(module: str) -> None:
     assert not loaded & {"torch", "transformers", "tokenizers", "numpy", "scipy", "sklearn", "matplotlib"}
 
 
+def test_a_server_starts_without_torchs_compiler() -> None:
+    """It takes a second and some 70 MiB, and one import in the wrong place brings all of it."""
+    loaded = set(
+        run("import sys, assay.server.serve, assay.model.bert, assay.model.decoder; print(*sys.modules)").split()
+    )
+    assert "assay.model.attention" in loaded
+    assert not loaded & {"torch._dynamo", "torch._inductor", "sympy"}
+
+
 def test_a_native_checkpoint_is_served_without_transformers(tmp_path: Path) -> None:
     save_bert(tmp_path, num_hidden_layers=1)
     code = (

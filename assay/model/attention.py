@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from assay.model.batch import PackedBatch, Rows, Run
@@ -72,6 +71,8 @@ def by_varlen(
     rows: Rows | None = None,
 ) -> Tensor:
     """As `attention`, in one call; the same bits for a sequence in any company (num_splits=1)."""
+    from torch.nn.attention.varlen import varlen_attn  # brings the compiler with it: a second and 70 MiB
+
     keys = batch.cu_seqlens.to(torch.int32)
     longest = max(run.length for run in batch.runs)
     if rows is None:
