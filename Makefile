@@ -17,7 +17,8 @@ serve: $(VENV)/.installed  ## start the server on 127.0.0.1:8000 with the bundle
 
 test: check  ## lint, types, all tests
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not alone" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m alone $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint and types
 	$(BIN)/ruff format --check .

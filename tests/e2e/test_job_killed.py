@@ -78,6 +78,7 @@ class Processes:
         return process.exitcode, time.monotonic() - started
 
 
+@pytest.mark.alone
 def test_killed_at_twenty_random_points(nano: Path, tmp_path: Path) -> None:
     processes = Processes(tmp_path / "stderr")
     processes.run(["--version"])  # so that nobody waits for the imports later

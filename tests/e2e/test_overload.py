@@ -9,6 +9,7 @@ from benchmarks.reliability.__main__ import run_overload
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(not (BUNDLED_MODEL / "model.safetensors").is_file(), reason="the bundled model is not trained"),
 ]
 

@@ -244,6 +244,7 @@ def wait_until_accepted(server: Server, requests: int, inputs: int) -> None:
     raise AssertionError("the requests were not accepted")
 
 
+@pytest.mark.alone
 def test_a_second_signal_ends_it_at_once(heavy: Path) -> None:
     with serving(heavy) as server, ThreadPoolExecutor(1) as pool:
         call = pool.submit(classify, server.url, input=["coffee was great " * 40] * 2000)

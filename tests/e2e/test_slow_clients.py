@@ -22,7 +22,7 @@ from tests.e2e.crowd import KINDS, crowd
 from tests.e2e.process import REPOSITORY, free_port, run_assay, serving
 from tests.tiny import save_bert
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 TEXTS = ["the coffee was great", "update broke everything", "loved the new café", "so so"]
 SHORT = ("--header-timeout", "2", "--body-timeout", "2", "--write-timeout", "2")

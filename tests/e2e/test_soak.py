@@ -7,7 +7,7 @@ import pytest
 from benchmarks.reliability.__main__ import run_soak
 from tests.tiny import save_bert
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def test_a_minute_of_everything(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from benchmarks.reliability.__main__ import run_twenty_thousand
 from benchmarks.reliability.twenty_thousand import COUNT, ONE_IN
 from tests.tiny import save_bert
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def test_twenty_thousand(tmp_path: Path) -> None:
