@@ -103,6 +103,10 @@ def test_softcap_over_more_rows_than_one_block() -> None:
     check([70, 300], heads=1, kv_heads=1, head_dim=4, causal=True, softcap=5.0)
 
 
+def test_a_window_over_more_rows_than_one_block() -> None:
+    check([300, 2], heads=1, kv_heads=1, window=(5, 3))
+
+
 def test_a_sequence_sees_no_other() -> None:
     """Every other sequence's keys and values become enormous; this one's output does not move by a bit."""
     lengths = [4, 4, 4, 6]

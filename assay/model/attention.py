@@ -10,6 +10,7 @@ Window = tuple[int, int]
 """How far a token sees to its left and to its right, both inclusive."""
 
 _SOFTCAP_ROWS = 256  # query rows whose scores are held at once where no fused kernel can cap them
+_LOCAL_ROWS = 128  # query rows that attend within a window in one call, or a window's side where that is more
 
 
 def attention(
@@ -30,7 +31,8 @@ def attention(
     k, v: [tokens, kv_heads, head_dim], where kv_heads divides heads (GQA). Returns the shape of q.
     causal: a token sees nothing to its right. softcap: scores become cap * tanh(score / cap), as in Gemma 2.
     Each run of equal-length sequences is one dense call, so no token is padding, and a mask is built only where a
-    window bites. On a GPU all sequences are one call of a varlen kernel, where there is one for what is asked.
+    window bites; there, blocks of queries are computed with the keys that they see. On a GPU all
+    sequences are one call of a varlen kernel, where there is one for what is asked.
     """
     if q.is_cuda and has_varlen(q, window, softcap, rows, causal):
         return by_varlen(q, k, v, batch, scale=scale, causal=causal, window=window, rows=rows)
@@ -44,7 +46,7 @@ def attention(
             own, mask, one_sided = Run(seqs, run.count, 1), None, False
             seen = _seen(rows, run.length, causal, window)
             k_run, v_run = k_run[:, :, seen], v_run[:, :, seen]
-        dense = _dense(by_run(q, own), k_run, v_run, mask, one_sided, scale, softcap)
+        dense = _dense(by_run(q, own), k_run, v_run, mask, one_sided, window, scale, softcap)
         by_run(out, own).copy_(dense)
         seqs += run.count
     return out
@@ -98,9 +100,18 @@ def by_varlen(
 
 
 def _dense(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    window: Window | None,
+    scale: float,
+    softcap: float | None,
 ) -> Tensor:
     """Equal lengths: q [count, heads, queries, head_dim], k and v [count, kv_heads, length, head_dim]."""
+    if softcap is None and mask is not None and window is not None and q.shape[2] > 2 * _LOCAL_ROWS:
+        return _local(q, k, v, mask, window, scale)
     if softcap is None:
         return scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
@@ -108,6 +119,26 @@ def _dense(
     if causal and mask is None:
         mask = _mask(k.shape[2], True, (k.shape[2], 0), q.device, always=True)
     return _capped(q, k, v, mask, scale, softcap)
+
+
+def _local(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: Window, scale: float) -> Tensor:
+    """Attention within a window, a block of queries at a time, each with the keys that any of them sees."""
+    (left, right), length = window, q.shape[2]
+    size = max(_LOCAL_ROWS, left, right)
+    blocks = []
+    for start in range(0, length, size):
+        rows, seen = slice(start, start + size), slice(max(0, start - left), start + size + right)
+        blocks.append(
+            scaled_dot_product_attention(
+                q[:, :, rows],
+                k[:, :, seen],
+                v[:, :, seen],
+                attn_mask=mask[rows, seen],
+                scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        )
+    return torch.cat(blocks, dim=2)
 
 
 def _seen(rows: Rows, length: int, causal: bool, window: Window | None) -> slice:
