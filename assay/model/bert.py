@@ -15,7 +15,7 @@ from assay.errors import CheckpointError
 from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
-from assay.model.linear import Linear
+from assay.model.linear import Linear, embedding
 from assay.model.mlp import MLP
 
 Raw = Mapping[str, Any]
@@ -273,9 +273,9 @@ class BertModel(nn.Module):
         size = config.embedding_size or config.hidden_size
         projects = config.always_project or size != config.hidden_size
         self.pad_token_id = config.pad_token_id if config.positions_after_pad else None
-        self.word_embeddings = nn.Embedding(config.vocab_size, size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size) if config.type_vocab_size else None
+        self.word_embeddings = embedding(config.vocab_size, size)
+        self.position_embeddings = embedding(config.max_position_embeddings, size)
+        self.token_type_embeddings = embedding(config.type_vocab_size, size) if config.type_vocab_size else None
         self.norm = nn.LayerNorm(size, config.layer_norm_eps)
         self.project = Linear(size, config.hidden_size) if projects else nn.Identity()
         self.order = config.layer_order

@@ -17,7 +17,7 @@ from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
 from assay.model.disentangled import disentangled_attention, disentangled_rows
-from assay.model.linear import Linear
+from assay.model.linear import Linear, embedding
 from assay.model.mlp import MLP
 
 
@@ -132,9 +132,9 @@ class DebertaModel(nn.Module):
         super().__init__()
         hidden, vocab, types = config.hidden_size, config.vocab_size, config.type_vocab_size
         width, biased = config.embedding_size or hidden, config.position_biased_input
-        self.word_embeddings = nn.Embedding(vocab, width)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width) if biased else None
-        self.token_type_embeddings = nn.Embedding(types, width) if types > 0 else None
+        self.word_embeddings = embedding(vocab, width)
+        self.position_embeddings = embedding(config.max_position_embeddings, width) if biased else None
+        self.token_type_embeddings = embedding(types, width) if types > 0 else None
         self.embed_proj = Linear(width, hidden, bias=False) if width != hidden else nn.Identity()
         self.norm = nn.LayerNorm(hidden, config.layer_norm_eps)
         self.relative = RelativeEmbeddings(config) if config.relative_attention else None
@@ -166,7 +166,7 @@ class RelativeEmbeddings(nn.Module):
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
         self.span, self.buckets, self.max_distance = config.span, config.position_buckets, config.max_distance
-        self.embeddings = nn.Embedding(2 * config.span, config.hidden_size)
+        self.embeddings = embedding(2 * config.span, config.hidden_size)
         normed = "layer_norm" in (part.strip() for part in config.norm_rel_ebd.lower().split("|"))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if normed else nn.Identity()
 

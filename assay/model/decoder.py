@@ -13,7 +13,7 @@ from assay.model.attention import Window, attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows
 from assay.model.decoder_config import FAMILIES, DecoderConfig, Raw, read_decoder
-from assay.model.linear import Linear
+from assay.model.linear import Linear, embedding
 from assay.model.mlp import GatedMLP
 from assay.model.norm import RMSNorm
 from assay.model.rotary import Rotary, rotate
@@ -178,7 +178,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embeddings = embedding(config.vocab_size, config.hidden_size)
         self.embedding_scale = config.hidden_size**0.5 if config.flags.gemma else None
         self.rotary = Rotary(config.rope)
         self.local_rotary = Rotary(config.local_rope) if config.local_rope else None

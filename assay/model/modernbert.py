@@ -13,7 +13,7 @@ from assay.errors import CheckpointError
 from assay.model.attention import Window, attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
-from assay.model.linear import Linear
+from assay.model.linear import Linear, embedding
 from assay.model.mlp import GatedMLP
 from assay.model.rotary import RopeConfig, Rotary, read_rope, rotate
 
@@ -136,7 +136,7 @@ class ModernBertModel(nn.Module):
         self, config: ModernBertConfig, local: tuple[bool, ...], rope: RopeConfig, local_rope: RopeConfig
     ) -> None:
         super().__init__()
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embeddings = embedding(config.vocab_size, config.hidden_size)
         self.embeddings_norm = _norm(config)
         self.rotary, self.local_rotary = Rotary(rope), Rotary(local_rope)
         self.layers = nn.ModuleList(
