@@ -105,6 +105,7 @@ def test_softcap_over_more_rows_than_one_block() -> None:
 
 def test_a_window_over_more_rows_than_one_block() -> None:
     check([300, 2], heads=1, kv_heads=1, window=(5, 3))
+    check([300], heads=2, kv_heads=1, causal=True, window=(150, 0))
 
 
 def test_a_sequence_sees_no_other() -> None:

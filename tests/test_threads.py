@@ -141,20 +141,21 @@ async def test_too_many_lost_threads_tell_everyone_who_waits() -> None:
 async def test_a_thread_that_comes_back_after_all_is_not_among_those_that_hang() -> None:
     """However many are given up on a machine that is busy, and come back later: no more hang at once than may."""
     lost: list[bool] = []
-    pool = Threads(1, "test", 0.1, spares=1, on_lost=lambda: lost.append(True), together=Doubling())
+    pool = Threads(1, "test", 0.2, spares=1, on_lost=lambda: lost.append(True))
     for _ in range(3):
-        slow = threading.Event()
-        call = asyncio.ensure_future(pool.run_together(BIG, slow))
-        await asyncio.sleep(0.05)
-        [busy] = [thread for thread in threading.enumerate() if thread.name.startswith("test-")]
+        release, busy = threading.Event(), []
+
+        def hold(release: threading.Event = release, busy: list[threading.Thread] = busy) -> None:
+            busy.append(threading.current_thread())
+            release.wait(30)
+
         with pytest.raises(InternalError):
-            await asyncio.wait_for(call, 20)
-        slow.set()
-        await asyncio.to_thread(busy.join, 20)
+            await asyncio.wait_for(pool.run(hold), 20)
+        release.set()
+        await asyncio.to_thread(busy[0].join, 20)
         await asyncio.sleep(0)  # for the loop to hear of it
     assert pool.lost == 3
     assert not lost
-    assert await pool.run_together(1, 21) == 42
     pool.close(UnavailableError("over"))
 
 

@@ -41,13 +41,6 @@ class Linear(nn.Module):
         self.weight = self.bias = None
 
 
-def embedding(num_rows: int, size: int) -> nn.Embedding:
-    """A table that is filled by the loader. torch would draw random numbers first, and on `meta`, where there are none
-    to draw, bring its compiler for that: a second and 200 MiB.
-    """
-    return nn.Embedding(num_rows, size, _weight=torch.empty(num_rows, size), _freeze=True)
-
-
 class GatedLinear(nn.Module):
     """act(x Gᵀ) * (x Uᵀ), biases aside, with G and U in one matrix [2 * out_features, in_features] (Shazeer 2020)."""
 

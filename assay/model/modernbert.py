@@ -13,7 +13,8 @@ from assay.errors import CheckpointError
 from assay.model.attention import Window, attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
-from assay.model.linear import Linear, embedding
+from assay.model.embedding import embedding
+from assay.model.linear import Linear
 from assay.model.mlp import GatedMLP
 from assay.model.rotary import RopeConfig, Rotary, read_rope, rotate
 
