@@ -16,10 +16,11 @@ from assay.engine.runner import ModelRunner, form
 from assay.engine.tokenizer import load_tokenizer
 from assay.model import bert
 from assay.model.attention import attention
-from assay.model.batch import PackedBatch, Run, pack
+from assay.model.batch import PackedBatch, pack
 from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Options, Prediction, Sequence, TextPrompt, TokenPrompt
 from tests.tiny import bert_logits, bert_vocab, load_plain, rewrite_weights, save_bert
+from tests.wrong_attention import leaking, wrongly_scaled
 
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
 ROUNDING = 2e-5  # against ourselves in other company: only the order of float32 sums differs
@@ -199,14 +200,6 @@ def test_half_precision_trunk(checkpoint: tuple[Path, PreTrainedModel], dtype: A
     assert worst(got, expected) > TOLERANCE, "the trunk was not computed in half precision at all"
 
 
-def _leak(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, **options: Any) -> Tensor:
-    return attention(q, k, v, replace(batch, runs=(Run(0, 1, batch.num_tokens),)), **options)
-
-
-def _wrong_scale(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, *, scale: float, **options: Any) -> Tensor:
-    return attention(q, k, v, batch, scale=1.0, **options)
-
-
 def _causal(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, **options: Any) -> Tensor:
     return attention(q, k, v, batch, **options | {"causal": True})
 
@@ -215,7 +208,7 @@ def _swapped(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, **options: Any
     return attention(q, v, k, batch, **options)
 
 
-@pytest.mark.parametrize("broken", [_leak, _wrong_scale, _causal, _swapped])
+@pytest.mark.parametrize("broken", [leaking, wrongly_scaled, _causal, _swapped])
 def test_tolerance_bites_when_attention_is_wrong(
     checkpoint: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Tensor]
 ) -> None:

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from assay import Classifier
 from assay.errors import CheckpointError, ContextLengthError
 from assay.model import bert
-from assay.model.attention import attention
-from assay.model.batch import PackedBatch, Run, pack
+from assay.model.batch import PackedBatch, pack
 from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Sequence
 from tests.tiny import load_plain, rewrite_weights
 from tests.tiny_encoders import AFTER_PAD, KINDS, USABLE, VOCAB_SIZE, encoder_logits, save_encoder, small
+from tests.wrong_attention import leaking, wrongly_scaled
 
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
 ROUNDING = 2e-5  # against ourselves in other company
@@ -359,16 +359,8 @@ def test_bites_on_layers_in_another_order(
     assert broken_score(tmp_path, "albert", **shape) > BITES
 
 
-def _leak(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, **options: Any) -> Tensor:
-    return attention(q, k, v, replace(batch, runs=(Run(0, 1, batch.num_tokens),)), **options)
-
-
-def _wrong_scale(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, *, scale: float, **options: Any) -> Tensor:
-    return attention(q, k, v, batch, scale=1.0, **options)
-
-
 @pytest.mark.parametrize("model_type", ["roberta", "electra", "albert", "distilbert"])
-@pytest.mark.parametrize("broken", [_leak, _wrong_scale])
+@pytest.mark.parametrize("broken", [leaking, wrongly_scaled])
 def test_bites_on_wrong_attention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, broken: Callable[..., Tensor]
 ) -> None:
