@@ -30,6 +30,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 _HOST = re.compile(r"\*|[\w.-]+")
 _ORIGIN = re.compile(r"https?://(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?")
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "emotions"
+BUNDLED_NAME = "assay/emotions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ class EngineConfig:
         """The name that callers use: the operator's, the bundled model's own, or the model as it was given."""
         if self.name is not None:
             return self.name
-        return "assay/emotions" if self.model == str(BUNDLED_MODEL) else self.model
+        return BUNDLED_NAME if self.model == str(BUNDLED_MODEL) else self.model
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,12 @@ from assay.cli import app
 from assay.commands.serve import _calibrated
 from assay.config import EngineConfig
 from assay.errors import ConfigError
+from assay.evaluation.calibrate import calibrate
 from assay.evaluation.evaluate import Evaluation, evaluate
 from assay.evaluation.fit import best_threshold, fit_platt, fit_temperature
 from assay.evaluation.metrics import MultiLabel
 from assay.evaluation.settings import DataConfig, EvaluationConfig
+from assay.files.scorer import Scorer
 from tests.calibrations import written
 from tests.e2e.process import serving
 from tests.tiny import WORDS, save_bert
@@ -163,6 +165,19 @@ def test_what_cannot_be_done_is_said(
     result = CliRunner().invoke(app, ["calibrate", *arguments])
     assert message in str(result.exception)
     assert not (tmp_path / "c.json").exists()
+
+
+def test_a_model_of_raw_scores_is_refused_before_any_text_is_scored(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scorer, "encode", None)
+    with pytest.raises(ConfigError, match="gives raw scores"):
+        calibrate(
+            [str(model / "single.csv")],
+            EngineConfig(model=str(model / "single"), activation="none"),
+            DataConfig(label_columns=("label",)),
+            lambda name, prompts: lambda done: None,
+        )
 
 
 # --- serve: whose file it is ---

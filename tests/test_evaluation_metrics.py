@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn import metrics as sk
 
-from assay.evaluation.bootstrap import bootstrap, resamples_for, weights_of
+from assay.evaluation.bootstrap import bootstrap, estimate, resamples_for, weights_of
 from assay.evaluation.metrics import BINS, MultiLabel, SingleLabel
 from assay.evaluation.mistakes import AnyJudged
 from assay.evaluation.pairs import Preference
@@ -210,6 +210,29 @@ def test_the_interval_of_a_share_is_that_of_the_normal_approximation() -> None:
     assert accuracy.value == right.mean()
     assert accuracy.low == pytest.approx(right.mean() - half, abs=0.003)
     assert accuracy.high == pytest.approx(right.mean() + half, abs=0.003)
+
+
+def test_the_interval_of_the_calibration_error_holds_the_true_one() -> None:
+    """Probabilities that come true as often as they say: no percentile of the resamples is near the true error, 0."""
+    generator = np.random.default_rng(2)
+    covered = 0
+    for _ in range(20):
+        high = generator.uniform(0.5, 1, 2000)
+        truth = np.where(generator.random(2000) < high, 0, 1)
+        judged = SingleLabel(truth, np.stack([high, 1 - high], axis=1))
+        measured = bootstrap(judged, 200)
+        ece = measured.estimates()["ece"]
+        assert np.quantile(measured.values["ece"][1:], 0.025) > 0.01
+        assert ece.low <= ece.value <= ece.high
+        covered += ece.low < 0.005
+    assert covered >= 15
+
+
+def test_the_difference_of_two_calibration_errors_may_be_negative() -> None:
+    values = np.array([-0.02, -0.04, -0.03, -0.02])
+    assert estimate("ece", values, difference=True).high < 0.01
+    assert estimate("ece", values, difference=True).low < -0.005
+    assert estimate("accuracy", values, difference=True).low == pytest.approx(-0.0395)
 
 
 def test_a_rare_label_may_be_missing_from_a_resample() -> None:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HTTPError as HubTransportError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from assay.config import BUNDLED_MODEL, EngineConfig
 from assay.errors import CheckpointError
 from assay.model import weights
 from assay.model.registry import load_model
@@ -273,6 +274,15 @@ def test_a_folder_is_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert load_model(resolve("./model")).labels
     monkeypatch.setenv("HOME", str(folder.parent))
     assert resolve("~/model") == folder
+
+
+def test_the_bundled_model_is_found_by_the_name_that_its_answers_carry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve(EngineConfig().served_name) == BUNDLED_MODEL
+    (tmp_path / "assay" / "emotions").mkdir(parents=True)
+    assert resolve("assay/emotions") == Path("assay/emotions"), "a folder that is there goes first"
 
 
 def test_a_file_is_refused(folder: Path) -> None:

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from assay.commands.options import configured, options_of, with_options
+from assay.commands.progress import model_bars
 from assay.config import EngineConfig
 from assay.errors import ConfigError
 from assay.evaluation.extra import require_extra
@@ -57,13 +57,7 @@ def calibrate(
     require_extra("calibrate")
     from assay.evaluation.calibrate import calibrate as run
 
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-
-        def watch(model: str, prompts: int) -> Any:
-            task = bar.add_task(model, total=prompts)
-            return lambda done: bar.update(task, advance=done)
-
+    with model_bars() as watch:
         calibration, read_as = run(data, configured(EngineConfig, values), configured(DataConfig, values), watch)
     calibration.write(output)
     _print_summary(calibration, read_as, output)

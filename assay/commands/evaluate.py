@@ -1,17 +1,16 @@
 """`assay evaluate`: how good is a model on labelled data, and how far is another from it?"""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from assay.commands.options import configured, options_of, with_options
+from assay.commands.progress import model_bars
 from assay.config import EngineConfig
 from assay.evaluation.extra import require_extra
 from assay.evaluation.settings import DataConfig, EvaluationConfig
@@ -33,6 +32,7 @@ _SETTINGS = (
     "allow_pickle",
     "max_batch_tokens",
 )
+_SHORT = {"average_precision": "AP"}  # what does not fit into 80 columns
 _LABELS = 30  # lines of the table by label; the page has all
 
 
@@ -63,27 +63,13 @@ def evaluate(
     from assay.evaluation.report import report_of, write_report
 
     config = configured(EvaluationConfig, values)
-    with _progress() as watch:
+    with model_bars() as watch:
         evaluation = run(data, configured(EngineConfig, values), configured(DataConfig, values), config, watch)
     report = report_of(evaluation, config.mistakes)
     folder = Path(config.output)
     write_report(report, page_of(report, pictures_of(evaluation)), folder)
     _print_report(report)
     print(f"Written: {folder / 'report.json'}, {folder / 'report.html'}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """A bar for each model, on a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-
-        def watch(name: str, total: int) -> Callable[[int], None]:
-            task = bar.add_task(name, total=total)
-            return lambda done: bar.advance(task, done)
-
-        yield watch
 
 
 def _print_report(report: Mapping[str, Any]) -> None:
@@ -136,7 +122,7 @@ def _print_labels(console: Console, model: Mapping[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("label")
     for name in names:
-        table.add_column(NAMES.get(name, name).removesuffix(" [95 %]"), justify="right")
+        table.add_column(_SHORT.get(name) or NAMES.get(name, name).removesuffix(" [95 %]"), justify="right")
     labels = model["labels"]
     for label in _weakest(labels):
         numbers = [_number(name, labels[label], model.get("thresholds", {}).get(label)) for name in names]

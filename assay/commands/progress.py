@@ -1,15 +1,25 @@
-"""How a job over files is going, on stderr: a bar on a terminal, nothing elsewhere; and what it came to."""
+"""How long work is going, on stderr: a bar on a terminal, nothing elsewhere; and what a job over files came to."""
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
-from assay.files.unfinished import State
+if TYPE_CHECKING:
+    from assay.files.unfinished import State
 
 _REPORTS = 20
 _LABELS = 20
@@ -18,7 +28,7 @@ _LABELS = 20
 class JobProgress:
     """A watcher of a job. num_bytes: of its input, 0 where that is not known."""
 
-    def __init__(self, num_bytes: int, start: State) -> None:
+    def __init__(self, num_bytes: int, start: "State") -> None:
         self._console = Console(stderr=True)
         self._started = time.monotonic()
         self._rows_before, self._tokens = start.rows, 0
@@ -42,7 +52,7 @@ class JobProgress:
         if self._reports <= _REPORTS:
             self._console.print(Text(report), soft_wrap=True)
 
-    def written(self, state: State, bytes_read: int) -> None:
+    def written(self, state: "State", bytes_read: int) -> None:
         self._rows = state.rows
         self._bar.update(self._task, completed=bytes_read, rows=state.rows, speed=self.speed())
 
@@ -51,7 +61,7 @@ class JobProgress:
         seconds = max(time.monotonic() - self._started, 1e-9)
         return f"{(self._rows - self._rows_before) / seconds:,.0f} rows/s, {self._tokens / seconds:,.0f} tokens/s"
 
-    def summarize(self, state: State, output: str) -> None:
+    def summarize(self, state: "State", output: str) -> None:
         """Rows, tokens, labels and errors of the whole job."""
         lines = [f"{state.rows:,} rows, {state.tokens:,} tokens, {state.errors:,} errors → {output}", self.speed()]
         if self._reports > _REPORTS:
@@ -72,3 +82,17 @@ class JobProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+@contextmanager
+def model_bars() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """A bar for each model that scores prompts: called with its name and how many, then with how many more are done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+
+        def watch(name: str, total: int) -> Callable[[int], None]:
+            task = bar.add_task(name, total=total)
+            return lambda done: bar.advance(task, done)
+
+        yield watch

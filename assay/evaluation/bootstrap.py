@@ -1,6 +1,9 @@
-"""Percentile intervals by resampling rows (Efron 1979), vectorised and seeded. Knows no metric.
+"""Intervals by resampling rows (Efron 1979), vectorised and seeded. Knows no formula.
 
 Two models that are judged on the same rows see the same resamples, so that their difference has an interval too.
+Intervals are the resamples' percentiles, but where resampling inflates the value itself, as of the calibration error:
+noise adds to a sum of absolute gaps, and resampling adds it again. There the percentiles are reflected at the value
+(the basic bootstrap; Davison and Hinkley 1997, 5.2). docs/evaluate.md has both ways' coverage.
 """
 
 from collections.abc import Iterator
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from assay.evaluation.metrics import Judged
+from assay.evaluation.metrics import INFLATED, Judged
 from assay.evaluation.ranking import Floats
 
 LEVEL = 0.95
@@ -21,7 +24,7 @@ _FEWEST = 200
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value and the interval that holds 95 % of the resamples' values; NaN where it is not defined."""
+    """A value and its 95 % interval; NaN where it is not defined."""
 
     value: float
     low: float
@@ -36,10 +39,10 @@ class Measured:
     each: dict[str, Floats]
 
     def estimates(self) -> dict[str, Estimate]:
-        return {name: estimate(values) for name, values in self.values.items()}
+        return {name: estimate(name, values) for name, values in self.values.items()}
 
     def estimates_of_labels(self) -> dict[str, list[Estimate]]:
-        return {name: [estimate(column) for column in values.T] for name, values in self.each.items()}
+        return {name: [estimate(name, column) for column in values.T] for name, values in self.each.items()}
 
 
 def resamples_for(rows: int, labels: int, asked: int | None) -> int:
@@ -60,13 +63,18 @@ def bootstrap(judged: Judged, resamples: int) -> Measured:
     )
 
 
-def estimate(values: Floats) -> Estimate:
-    """values [1 + resamples]. Without resamples the interval is not defined."""
+def estimate(name: str, values: Floats, difference: bool = False) -> Estimate:
+    """values [1 + resamples] of a metric, or of its difference between two models. Without resamples no interval."""
+    value = float(values[0])
     known = values[1:][~np.isnan(values[1:])]
-    if not len(known) or np.isnan(values[0]):
-        return Estimate(float(values[0]), np.nan, np.nan)
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(values[0]), float(low), float(high))
+    if not len(known) or np.isnan(value):
+        return Estimate(value, np.nan, np.nan)
+    low, high = map(float, np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    if name in INFLATED:
+        low, high = 2 * value - high, 2 * value - low
+        if not difference:
+            low, high = max(0.0, low), max(value, high)
+    return Estimate(value, low, high)
 
 
 def weights_of(rows: int, resamples: int) -> Iterator[Floats]:

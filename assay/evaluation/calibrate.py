@@ -9,6 +9,7 @@ from assay.engine.calibrated import identity_of
 from assay.errors import ConfigError
 from assay.evaluation.evaluate import Watch, evaluate
 from assay.evaluation.fit import fit
+from assay.evaluation.scoring import Subject
 from assay.evaluation.settings import DataConfig, EvaluationConfig
 from assay.files.sources import name_of
 
@@ -18,13 +19,9 @@ def calibrate(paths: Sequence[str], model: EngineConfig, read: DataConfig, watch
 
     Raises RequestError for data to which nothing can be fitted, ConfigError for a model without probabilities.
     """
-    evaluation = evaluate(paths, replace(model, calibration=None), read, EvaluationConfig(resamples=0), watch)
+    plain, config = replace(model, calibration=None), EvaluationConfig(resamples=0)
+    evaluation = evaluate(paths, plain, read, config, watch, accept=_check_probabilities)
     subject = evaluation.first.subject
-    if subject.activation not in KINDS:
-        raise ConfigError(
-            f"{subject.name} gives raw scores (activation none), and a calibration corrects probabilities. Where they "
-            "are meant as logits, say so with --activation softmax or sigmoid."
-        )
     fitted = fit(evaluation.first.logits, evaluation.truth, subject.labels)
     calibration = Calibration(
         format="assay calibration",
@@ -36,3 +33,11 @@ def calibrate(paths: Sequence[str], model: EngineConfig, read: DataConfig, watch
         temperature=fitted.temperature,
     )
     return calibration, evaluation.truth.recognised
+
+
+def _check_probabilities(subject: Subject) -> None:
+    if subject.activation not in KINDS:
+        raise ConfigError(
+            f"{subject.name} gives raw scores (activation none), and a calibration corrects probabilities. Where they "
+            "are meant as logits, say so with --activation softmax or sigmoid."
+        )

@@ -106,7 +106,9 @@ def _scores(judged: AnyJudged) -> Floats:
 
 def differences(first: Measured, second: Measured) -> dict[str, Estimate]:
     """Second minus first: both saw the same resamples, so what is hard for both cancels."""
-    return {name: estimate(second.values[name] - values) for name, values in first.values.items()}
+    return {
+        name: estimate(name, second.values[name] - values, difference=True) for name, values in first.values.items()
+    }
 
 
 def drift(first: Floats, second: Floats) -> Floats:

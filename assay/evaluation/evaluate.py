@@ -76,13 +76,22 @@ class _Scored:
 
 
 def evaluate(
-    paths: Sequence[str], model: EngineConfig, read: DataConfig, config: EvaluationConfig, watch: Watch
+    paths: Sequence[str],
+    model: EngineConfig,
+    read: DataConfig,
+    config: EvaluationConfig,
+    watch: Watch,
+    accept: Callable[[Subject], None] = lambda subject: None,
 ) -> Evaluation:
-    """Raises RequestError for data that cannot be judged, ConfigError and CheckpointError for a model that cannot."""
+    """Raises RequestError for data that cannot be judged, ConfigError and CheckpointError for a model that cannot.
+
+    accept: may refuse the model once it is loaded, before the work.
+    """
     task: Task = Preferred(read, config) if config.pairs else Labelled(read, config)
     reader = open_data(paths, read)
     models = [Model(one, read.on_too_long) for one in (model, config.other(model)) if one is not None]
     first, second = models[0].subject, models[1].subject if len(models) > 1 else None
+    accept(first)
     task.check(first, second)
     data = read_dataset(reader, task.columns(reader, first), read.on_error)
     task.truth(data, first)  # before the work: a label that is not the model's ends it here

@@ -43,6 +43,8 @@ METRICS = {
     "rmse": Metric("root mean squared error", "lower"),
     "margin": Metric("mean margin", "neither"),
 }
+INFLATED = frozenset({"ece"})
+"""Sums of absolute gaps: of noisier rows larger, so of a resample larger than of the rows themselves."""
 
 
 class Judged(Protocol):

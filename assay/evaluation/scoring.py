@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,8 +96,7 @@ class Model:
         num_tokens = 0
         for start in range(0, len(order), _SLICE):
             places = order[start : start + _SLICE]
-            # The encoder behind it reads every kind of prompt.
-            encoded = self._scorer.encode(cast(list[TextPrompt | None], [prompts[place] for place in places]))
+            encoded = self._scorer.encode([prompts[place] for place in places])
             for place, answer in zip(places, self._scorer.score(encoded), strict=True):
                 if isinstance(answer, Prediction):
                     scores.probs[place], scores.logits[place] = answer.probs, answer.logits

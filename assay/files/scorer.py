@@ -18,7 +18,7 @@ from assay.engine.runner import Batch, ModelRunner, form
 from assay.engine.windows import Combination
 from assay.errors import AssayError, InternalError, RequestError
 from assay.files.settings import OnTooLong
-from assay.sequence import Options, Prediction, Sequence, TextPrompt
+from assay.sequence import Options, Prediction, Prompt, Sequence
 
 Answer = Prediction | AssayError
 
@@ -68,7 +68,7 @@ class Scorer:
         engine = Engine.load(config)
         return cls(engine.runner, engine.encoder, engine.max_model_len, config.max_batch_tokens, options)
 
-    def encode(self, prompts: Seq[TextPrompt | None]) -> Encoded:
+    def encode(self, prompts: Seq[Prompt | None]) -> Encoded:
         """None stands for what cannot be scored, and gets neither sequences nor an error."""
         places = [place for place, prompt in enumerate(prompts) if prompt is not None]
         given = [prompt for prompt in prompts if prompt is not None]

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from assay.config import BUNDLED_MODEL, BUNDLED_NAME
 from assay.errors import CheckpointError
 from assay.model.blueprint import Rename, Shapes
 
@@ -44,6 +45,7 @@ _INDEX = "model.safetensors.index.json"
 def resolve(model: str, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """The folder of a checkpoint: a local one as it is, a hub id downloaded (with progress) or taken from the cache.
 
+    The bundled model may be asked for by its name, which every answer of it carries.
     allow_pickle: fetch `.bin` files too.
 
     Raises CheckpointError when there is no such folder or repository.
@@ -51,6 +53,8 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
+    if model == BUNDLED_NAME:
+        return BUNDLED_MODEL
     if folder.exists():
         raise CheckpointError(f"{model} is a file; give the folder that holds config.json and model.safetensors.")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
