@@ -304,6 +304,25 @@ async def test_exactly_one_full_batch_is_prefetched(bench: Bench) -> None:
     assert bench.gate.seen() == [[5], [6, 7, 8], [9, 10], [11, 12], [13]]
 
 
+async def test_no_batch_is_cut_while_one_is_formed_ahead(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not be put back any more, and whoever then gave up got a KeyError."""
+    loops_thread = threading.get_ident()
+
+    def slow_form(sequences: list[Sequence]) -> Batch:
+        if threading.get_ident() == loops_thread:
+            bench.gate.let()
+            time.sleep(0.1)  # the device is done, and asks for more
+        return form(sequences)
+
+    monkeypatch.setattr("assay.engine.worker.form", slow_form)
+    await bench.busy()
+    call = bench.call(ids(6, 20), ids(7, 20))
+    await until(lambda: len(bench.gate.batches) == 2)
+    bench.gate.open()
+    await call
+    assert bench.gate.seen() == [[5], [6], [7]]
+
+
 async def test_an_idle_device_takes_what_is_there(bench: Bench) -> None:
     await bench.busy()
     assert bench.gate.seen() == [[5]]

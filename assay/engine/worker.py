@@ -76,21 +76,23 @@ class Worker:
             self.scheduler.cancel(sequences)
 
     def prefetch(self) -> None:
-        """While one batch runs, form the next once it is full. A partial one stays open to newcomers."""
+        """While one batch runs, form the next once it is full. A partial one stays open to newcomers.
+
+        The thread, should it want one meanwhile, waits for this batch: were another cut first, this one could no longer
+        be put back.
+        """
         with self._wake:
             full = self.scheduler.num_tokens >= self.scheduler.max_batch_tokens
             if not (self._running and full and self.prefetched is None):
                 return
             sequences = self.scheduler.next_batch(time.monotonic())
-        if not sequences:
-            return
-        try:
-            batch = form(sequences)
-        except Exception as error:  # an edge: these sequences have left the queue, so nobody else would tell them
-            self._on_death(error)
-            return
-        with self._wake:
-            self.prefetched = batch
+            if not sequences:
+                return
+            try:
+                self.prefetched = form(sequences)
+            except Exception as error:  # an edge: these sequences have left the queue, so nobody else would tell them
+                self._on_death(error)
+                return
             self._wake.notify()
 
     def close(self) -> None:

@@ -20,6 +20,8 @@ from tests.tiny import save_bert
 
 Report = dict[str, Any]
 
+_SHOWN = 30  # lines of a log, from its first error on
+
 
 def run_overload(folder: Path, seconds: float = 20.0, **plan: float) -> Report:
     """With the bundled model, where a request is work, and a queue of about a second and a half."""
@@ -55,9 +57,10 @@ def _judged(report: Report, problems: Callable[[Report], list[str]], server: Ser
     """With what every scenario asks at its end: no error in the log, and a process that ends well."""
     server.process.terminate()
     report["exit_code"] = server.wait(60)
+    lines = server.log().splitlines()
     errors = [
-        line
-        for line in server.log().splitlines()
+        place
+        for place, line in enumerate(lines)
         if " ERROR " in line or " CRITICAL " in line or line.startswith("Traceback")
     ]
     report["errors_in_the_log"] = len(errors)
@@ -65,7 +68,7 @@ def _judged(report: Report, problems: Callable[[Report], list[str]], server: Ser
     if report["exit_code"] != 0:
         found.append("the process ends with 0 on SIGTERM")
     if report["errors_in_the_log"]:
-        found.append(f"no error in the log, but there is {errors[0]}")
+        found.append("no error in the log, but there is " + "\n".join(lines[errors[0] : errors[0] + _SHOWN]))
     return {**report, "problems": found}
 
 
