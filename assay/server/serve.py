@@ -176,5 +176,6 @@ def _ready_line(service: Service, listener: socket.socket, seconds: float) -> st
 
 def _description(served: Served) -> str:
     model = served.ready().model
-    dtype = str(model.dtype).removeprefix("torch.")
-    return f"{served.name}, {model.architecture}, {len(model.labels)} labels, {dtype} on {model.device}"
+    dtype = str(model.dtype).removeprefix("torch.") if served.config.quantization == "none" else "int8"
+    labels = f"{len(model.labels)} labels" + ("" if model.calibration is None else ", calibrated")
+    return f"{served.name}, {model.architecture}, {labels}, {dtype} on {model.device}"
