@@ -206,7 +206,8 @@ def test_a_server_with_two_models_corrects_the_one(model: Path) -> None:
     path = written(model / "served.json", model / "multi", LABELS)
     models = (f"honest={model / 'multi'}", "--calibration", f"honest={path}")
     with serving(f"plain={model / 'multi'}", *models) as server:
-        assert "3 labels, float32" in server.ready and "3 labels, calibrated, float32" in server.ready
+        assert "3 labels, float32" in server.ready
+        assert "3 labels, calibrated, float32" in server.ready
         probs = {}
         for name in ("plain", "honest"):
             answer = httpx.post(f"{server.url}/v1/classify", json={"input": "great", "model": name}).json()
