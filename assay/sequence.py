@@ -9,6 +9,12 @@ from assay.errors import RequestError
 
 TruncationSide = Literal["left", "right"]
 
+_CHOICES = (
+    ("activation", get_args(Activation)),
+    ("truncation_side", get_args(TruncationSide)),
+    ("window", get_args(Windowing)),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
@@ -78,8 +84,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raises RequestError: an option of a wrong value would otherwise fail far from its caller."""
-        choices = {"activation": Activation, "truncation_side": TruncationSide, "window": Windowing}
-        for name, allowed in ((name, get_args(choice)) for name, choice in choices.items()):
+        for name, allowed in _CHOICES:
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise RequestError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.", param=name)

@@ -1,7 +1,6 @@
 """The application in this process: golden requests and answers, statuses, ids, health, metrics, lost clients."""
 
 import asyncio
-import gc
 import json
 import re
 import threading
@@ -15,14 +14,14 @@ import pytest
 import pytest_asyncio
 import torch
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.requests import Request
 from tokenizers import Tokenizer
 
 from assay import __version__
 from assay.config import EngineConfig, ServerConfig
 from assay.engine.engine import Engine
 from assay.errors import CheckpointError, ClientGoneError, DeadlineError
-from assay.server.app import _unless_gone, build_app
+from assay.server.app import build_app
+from assay.server.exchange import Exchange
 from assay.server.service import Service
 from tests.e2e.process import InProcess, in_process
 from tests.tiny import bert_vocab, save_bert, word_embeddings
@@ -380,13 +379,17 @@ async def test_health_and_metrics_do_not_wait_behind_inference(tiny: Path) -> No
 
 async def call_and_hang_up(app: Any, messages: list[dict[str, Any]], hang_up: asyncio.Event) -> list[dict[str, Any]]:
     """Drive the application as a server would whose client goes away once `hang_up` is set."""
-    incoming, sent = iter(messages), []
+    incoming, sent, exchange = iter(messages), [], Exchange()
 
     async def receive() -> dict[str, Any]:
         for message in incoming:
             return message
         await hang_up.wait()
         return {"type": "http.disconnect"}
+
+    async def leave() -> None:
+        await hang_up.wait()
+        exchange.leave()
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
@@ -404,8 +407,11 @@ async def call_and_hang_up(app: Any, messages: list[dict[str, Any]], hang_up: as
         "headers": [(b"content-type", b"application/json")],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
+        "exchange": exchange,
     }
+    leaving = asyncio.create_task(leave())
     await asyncio.wait_for(app(scope, receive, send), 10)
+    leaving.cancel()
     return sent
 
 
@@ -439,10 +445,9 @@ async def test_a_client_that_hangs_up_within_its_body(server: InProcess) -> None
     assert (await server.classify(input="great")).status_code == 200
 
 
-async def test_work_that_fails_as_it_is_given_up_is_heard_of_by_nobody() -> None:
+async def test_work_that_fails_as_it_is_given_up_fails_as_any_work() -> None:
     """Its client hangs up and its time limit is over in the same moment: no stray error reaches the event loop."""
-    strays: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: strays.append(context))
+    exchange = Exchange()
 
     async def late() -> None:
         try:
@@ -450,13 +455,24 @@ async def test_work_that_fails_as_it_is_given_up_is_heard_of_by_nobody() -> None
         except asyncio.CancelledError:
             raise DeadlineError("too late") from None
 
-    async def gone() -> dict[str, str]:
-        await asyncio.sleep(0)
-        return {"type": "http.disconnect"}
+    asyncio.get_running_loop().call_soon(exchange.leave)
+    with pytest.raises(DeadlineError):
+        await exchange.unless_gone(late())
 
+
+async def test_a_task_that_is_cancelled_from_elsewhere_is_not_taken_for_a_client_that_left() -> None:
+    task = asyncio.ensure_future(Exchange().unless_gone(asyncio.sleep(60)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_who_has_left_cancels_nothing_but_the_work() -> None:
+    exchange = Exchange()
+    asyncio.get_running_loop().call_soon(exchange.leave)
     with pytest.raises(ClientGoneError):
-        await _unless_gone(Request({"type": "http", "headers": []}, gone), late())
+        await exchange.unless_gone(asyncio.sleep(60))
+    await asyncio.sleep(0)  # what follows, an answer that nobody reads, runs to its end
+    exchange.leave()
     await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    gc.collect()
-    assert strays == []

@@ -113,6 +113,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("server.tracing",),
     ("server.observe",),
     ("server.service",),
+    ("server.exchange", "server.door"),
     ("server.endpoint", "server.body"),
     ("server.hosts",),
     ("server.auth",),

@@ -163,7 +163,7 @@ async def test_no_text_and_no_headers(server: InProcess, exporter: InMemorySpanE
     found = await spans(server, exporter)
     assert len([span for span in found if span.kind is SpanKind.SERVER]) == 4
     assert not [span.name for span in found if SECRET in span.to_json()]
-    assert {span.name for span in found} == {"POST classify", "HTTP other", "tokenize", "queue", "inference"}
+    assert {span.name for span in found} == {"POST classify", "HTTP classify", "tokenize", "queue", "inference"}
 
 
 async def test_the_access_log_has_the_trace(

@@ -6,10 +6,10 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,12 +17,12 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from assay.dialects import PATHS, spoken_at
 from assay.dialects.dialect import Answer, Dialect, Incoming, ModelFacts, choose
 from assay.errors import (
     AssayError,
-    ClientGoneError,
     InternalError,
     MethodError,
     NotFoundError,
@@ -34,6 +34,7 @@ from assay.server.access_log import AccessLog
 from assay.server.auth import authentication
 from assay.server.body import json_response, read_body
 from assay.server.docs_page import docs_routes
+from assay.server.exchange import Exchange
 from assay.server.hosts import cross_origin, host_check
 from assay.server.observation import Observation
 from assay.server.observe import Observe, Watcher, open_tracing
@@ -71,7 +72,11 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
                 await asyncio.to_thread(watcher.close)
 
     routes = [
-        *(Route(path, partial(_answer, service, dialects), methods=_METHODS) for path, dialects in PATHS.items()),
+        *(
+            Route(path, partial(_answer, service, dialects), methods=_METHODS)
+            for path, dialects in PATHS.items()
+            if "{" in path
+        ),
         *(route for endpoint in ENDPOINTS for route in endpoint.routes(service)),
         *docs_routes(service, ENDPOINTS),
     ]
@@ -83,9 +88,34 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
             *host_check(config, service.metrics),
             *cross_origin(config),
             *authentication(config, service.metrics),
+            Middleware(Dialects, service=service),
         ],
         exception_handlers={AssayError: partial(_error, service), HTTPException: partial(_http_error, service)},
     )
+
+
+class Dialects:
+    """Before the router, which tries route after route: the paths that dialects answer, but for those with names in
+    them (`{model}`), lead straight to `_answer`.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        dialects = PATHS.get(scope["path"]) if scope["type"] == "http" else None
+        if dialects is None:
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            response = await _answer(self._service, dialects, request)
+        except AssayError as error:
+            response = await _error(self._service, request, error)
+        except HTTPException as error:
+            response = await _http_error(self._service, request, error)
+        await response(scope, receive, send)
 
 
 async def _load(service: Service, on_loaded: Callable[[Exception | None], None]) -> None:
@@ -125,8 +155,8 @@ async def _in_daemon(work: Callable[[], Result]) -> Result:
 async def _answer(service: Service, dialects: tuple[Dialect, ...], request: Request) -> Response:
     """An edge: whatever goes wrong, the caller is told; of our bugs without details, which the log has."""
     request.scope["dialect"] = dialects[0]
-    allowed = sorted({method for dialect in dialects for method in dialect.methods})
-    if request.method not in allowed:
+    if not any(request.method in dialect.methods for dialect in dialects):
+        allowed = sorted({method for dialect in dialects for method in dialect.methods})
         raise HTTPException(405, headers={"Allow": ", ".join(allowed)})
     try:
         return await _scored(service, dialects, request)
@@ -139,7 +169,7 @@ async def _answer(service: Service, dialects: tuple[Dialect, ...], request: Requ
 async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Request) -> Response:
     """Any dialect's request: body → dialect → parse → check → engine → render."""
     observation: Observation = request.scope["observation"]
-    limit = _time_limit(request.headers.get("x-request-timeout-ms"), service.config.request_timeout)
+    limit = _time_limit(observation.fields.get(b"x-request-timeout-ms"), service.config.request_timeout)
     body = await read_body(request, service.config)
     dialect = request.scope["dialect"] = choose(dialects, body)
     call = dialect.parse(Incoming(body, request.path_params, request.headers))
@@ -158,7 +188,7 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
     dialect.check(call, ModelFacts(served.name, engine.model.labels, activation))
     observation.scoring = time.monotonic()
     scoring = engine.classify(call.prompts, call.options, deadline=observation.started + limit)
-    predictions = observation.predictions = await _unless_gone(request, scoring)
+    predictions = observation.predictions = await Exchange.of(request.scope).unless_gone(scoring)
     answer = Answer(
         call=call,
         predictions=predictions,
@@ -172,36 +202,14 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
     return json_response(dialect.render(answer), headers=observation.timing_headers() | dialect.headers(answer))
 
 
-def _time_limit(header: str | None, default: float | None) -> float:
+def _time_limit(header: bytes | None, default: float | None) -> float:
     """Seconds that the request may take: the caller's word, else the operator's, else no end."""
     if header is None:
         return math.inf if default is None else default
-    if not (header.isascii() and header.isdecimal() and 0 < len(header) <= 12 and int(header) > 0):
-        raise RequestError(f"The header x-request-timeout-ms is {header!r}; it must be whole milliseconds, 1 or more.")
+    if not (header.isdigit() and len(header) <= 12 and int(header) > 0):
+        given = header.decode("latin-1")
+        raise RequestError(f"The header x-request-timeout-ms is {given!r}; it must be whole milliseconds, 1 or more.")
     return int(header) / 1000
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled as soon as the client hangs up."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # the body is read: the next message can only be a disconnect
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGoneError("The client closed the connection.")
-    finally:
-        if not task.done():
-            task.cancel()
-            task.add_done_callback(_unheard)
-        gone.cancel()
-
-
-def _unheard(task: "asyncio.Future[Any]") -> None:
-    """Of work that was given up, which may end in an error all the same: its time limit was over in the same moment."""
-    error = None if task.cancelled() else task.exception()
-    if error is not None and not isinstance(error, AssayError):
-        _log.error("A request that was given up failed: %s.", type(error).__name__)
 
 
 async def _error(service: Service, request: Request, error: Exception) -> Response:

@@ -2,14 +2,16 @@
 
 import asyncio
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from assay.config import ServerConfig
 from assay.errors import ClientGoneError, MediaTypeError, SlowRequestError, TooLargeError
+from assay.server.exchange import Exchange
 
 # Possessive, with an end that may be missing: linear whatever comes.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -25,29 +27,41 @@ async def read_body(request: Request, config: ServerConfig) -> bytes:
 
     Where the rest of it is not waited for, `scope["unread"]` is left, for whoever answers to close the connection.
     """
-    _check_type(request)
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > config.max_body_bytes:
+    fields: Mapping[bytes, bytes] = request.scope["observation"].fields
+    _check_type(fields)
+    declared = fields.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > config.max_body_bytes:
         raise _too_large(request, config.max_body_bytes)
-    chunks, size = [], 0
+    chunks: list[bytes] = []
     try:
-        async with asyncio.timeout(config.body_timeout):
-            async for chunk in request.stream():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > config.max_body_bytes:
-                    raise _too_large(request, config.max_body_bytes)
-    except ClientDisconnect:
-        raise ClientGoneError("The client closed the connection.") from None
+        if Exchange.of(request.scope).whole:
+            await _read(request, config.max_body_bytes, chunks)
+        else:
+            async with asyncio.timeout(config.body_timeout):
+                await _read(request, config.max_body_bytes, chunks)
     except TimeoutError:
         request.scope["unread"] = True
         raise SlowRequestError(
-            f"The request body was not complete within {config.body_timeout:g} s; {size} bytes of it had come. "
-            "Send it faster, or less of it."
+            f"The request body was not complete within {config.body_timeout:g} s; {sum(map(len, chunks))} bytes of it "
+            "had come. Send it faster, or less of it."
         ) from None
     body = b"".join(chunks)
     _check_structure(body, config.max_request_inputs)
     return body
+
+
+async def _read(request: Request, limit: int, chunks: list[bytes]) -> None:
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError("The client closed the connection.")
+        chunk = message.get("body", b"")
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(request, limit)
+        more = message.get("more_body", False)
 
 
 def _check_structure(body: bytes, max_inputs: int) -> None:
@@ -65,11 +79,11 @@ def _check_structure(body: bytes, max_inputs: int) -> None:
         )
 
 
-def _check_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _check_type(fields: Mapping[bytes, bytes]) -> None:
+    media_type = fields.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise MediaTypeError(f"The content type is {media_type or 'missing'!r}; send application/json.")
-    encoding = request.headers.get("content-encoding", "").strip().lower()
+    encoding = fields.get(b"content-encoding", b"").decode("latin-1").strip().lower()
     if encoding not in ("", "identity"):
         raise MediaTypeError(f"The content encoding is {encoding!r}; send the body as it is, not compressed.")
 

@@ -5,6 +5,7 @@ requests give it away, since they carry the page's name as Host. Addresses pass:
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 
 from starlette.middleware import Middleware
@@ -61,13 +62,14 @@ class CheckHost:
         self.app = app
         self.metrics = metrics
         self._names = frozenset(name.lower().rstrip(".") for name in names)
+        self._is_ours = lru_cache(maxsize=256)(self._may_pass)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         hosts = [value for name, value in scope["headers"] if name == b"host"]
-        wrong = next((host for host in hosts if not self._is_ours(host.decode("latin-1"))), None)
+        wrong = next((host for host in hosts if not self._is_ours(host)), None)
         if wrong is None:
             await self.app(scope, receive, send)
             return
@@ -81,8 +83,8 @@ class CheckHost:
         dialect = spoken_at(scope["path"])
         await json_response(dialect.render_error(error), dialect.status(error))(scope, receive, send)
 
-    def _is_ours(self, host: str) -> bool:
-        name = _name_in(host)
+    def _may_pass(self, host: bytes) -> bool:
+        name = _name_in(host.decode("latin-1"))
         return name in self._names or name in ("", "localhost") or name.endswith(".localhost") or _is_address(name)
 
 

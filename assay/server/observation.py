@@ -1,8 +1,9 @@
 """What is known of one request while it runs: its id, who asked, what came of it. Knows no log, metric or trace."""
 
-import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from random import getrandbits
 
 from starlette.types import Scope
 
@@ -20,7 +21,7 @@ class Observation:
     """Made by `Observe` for each request, and left in `scope["observation"]` for handlers to fill.
 
     request_id: the caller's, or 32 hex digits. client: address and port. started: on the monotonic clock; started_ns:
-        the same moment in Unix time. seconds: until the answer begins.
+        the same moment in Unix time. seconds: until the answer begins. fields: the first header of each name.
     dialect, model: ours, never the caller's own words. status: of the answer. error: the type of what was refused.
     prompts, predictions: of what was scored, which began at `scoring`. trace_id: where traces are sent.
     """
@@ -41,24 +42,30 @@ class Observation:
     predictions: list[Prediction] = field(default_factory=list)
     scoring: float = 0.0
     trace_id: str | None = None
+    fields: dict[bytes, bytes] = field(init=False)
     _stages: Timings | None = None
 
     @classmethod
     def of(cls, scope: Scope) -> "Observation":
         client = scope.get("client")
-        return cls(
-            request_id=_id_in(scope["headers"]) or secrets.token_hex(16),
+        made = cls(
+            request_id="",
             method=scope["method"][:16],
             path=scope["path"][:_MAX_PATH],
             client=f"{client[0]}:{client[1]}" if client else None,
             headers=scope["headers"],
         )
+        made.request_id = _id_in(made.fields) or f"{getrandbits(128):032x}"  # no secret
+        return made
+
+    def __post_init__(self) -> None:
+        self.fields = dict(reversed(self.headers))
 
     def named(self, body_id: str | None) -> str:
         """The answer's id: the header's, else the one in the body, else ours. Where a header can carry it, it is the
         request's id everywhere.
         """
-        if not body_id or _id_in(self.headers):
+        if not body_id or _id_in(self.fields):
             return self.request_id
         usable = _usable(body_id)
         if usable is None:
@@ -79,11 +86,9 @@ class Observation:
         return {name: str(int(stage * 1000)) for name, stage in zip(TIMING_HEADERS, seconds, strict=True)}
 
 
-def _id_in(headers: list[tuple[bytes, bytes]]) -> str | None:
-    for name, value in headers:
-        if name == b"x-request-id":
-            return _usable(value.decode("latin-1"))
-    return None
+def _id_in(fields: Mapping[bytes, bytes]) -> str | None:
+    given = fields.get(b"x-request-id")
+    return None if given is None else _usable(given.decode("latin-1"))
 
 
 def _usable(text: str) -> str | None:

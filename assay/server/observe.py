@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from traceback import format_tb
 from typing import TYPE_CHECKING, Protocol
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -63,7 +62,7 @@ class Observe:
 
         async def send_observed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = observation.request_id
+                message["headers"] = [*message["headers"], (b"x-request-id", observation.request_id.encode("latin-1"))]
                 self._end(observation, scope, message["status"])
             await send(message)
 

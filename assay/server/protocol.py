@@ -29,6 +29,8 @@ from assay.errors import (
     UriTooLongError,
 )
 from assay.metrics import Metrics
+from assay.server.door import Door
+from assay.server.exchange import Exchange
 from assay.server.unread import UnreadWatch
 
 MAX_URL_BYTES = 8 * 1024
@@ -44,24 +46,6 @@ class _Refusal(Exception):
 
     def __init__(self, error: AssayError) -> None:
         self.error = error
-
-
-class _Door(asyncio.Transport):
-    """The transport as an answer sees it: closing it is the protocol's affair."""
-
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        super().__init__()
-        self._transport = transport
-        self._close = close
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._transport.write(data)
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        self._close()
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -87,6 +71,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._deaf = False  # what comes is thrown away
         self._left = False  # nothing more is answered
         self._running: RequestResponseCycle | None = None  # the request that is being answered
+        self._exchange = Exchange()  # the newest request's
         self._timer: asyncio.TimerHandle | None = None
         self._timed = ""  # what the timer is for
 
@@ -94,7 +79,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        self._door = _Door(transport, self._close_after_answer)
+        self._door = Door(transport, self._close_after_answer)
         self._unread = UnreadWatch(transport, self._limits.write_timeout, self.loop)
         limit = self._limits.max_connections
         if len(self.connections) > limit + SPARE_CONNECTIONS:
@@ -142,6 +127,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
+            Exchange.of(self._running.scope).leave()
 
     def shutdown(self) -> None:
         """uvicorn waits for answers. The rest of a request is not waited for."""
@@ -177,6 +163,8 @@ class EdgeProtocol(HttpToolsProtocol):
             raise _Refusal(RequestError(f"More than {MAX_PIPELINED} requests wait on this connection."))
         super().on_headers_complete()
         self.cycle.transport = self._door
+        self._exchange = Exchange()
+        self.scope["exchange"] = self._exchange  # type: ignore[typeddict-unknown-key]
         self._begun, self._receiving, self._fed = False, True, 0
 
     def on_body(self, body: bytes) -> None:
@@ -186,6 +174,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._upgrade is None:
             self._receiving, self._fed = False, 0
+            self._exchange.whole = True
             super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -212,6 +201,7 @@ class EdgeProtocol(HttpToolsProtocol):
     # --- who owes what ---
 
     def on_response_complete(self) -> None:
+        self._door.flush()
         if self._left:
             self.server_state.total_requests += 1
             return
