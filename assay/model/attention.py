@@ -36,8 +36,7 @@ def attention(
     """
     if q.is_cuda and has_varlen(q, window, softcap, rows, causal):
         return by_varlen(q, k, v, batch, scale=scale, causal=causal, window=window, rows=rows)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    seqs = 0
+    seen_by_runs, seqs = [], 0
     for run in batch.runs:
         k_run, v_run = by_run(k, run), by_run(v, run)
         if rows is None:
@@ -47,9 +46,9 @@ def attention(
             seen = _seen(rows, run.length, causal, window)
             k_run, v_run = k_run[:, :, seen], v_run[:, :, seen]
         dense = _dense(by_run(q, own), k_run, v_run, mask, one_sided, window, scale, softcap)
-        by_run(out, own).copy_(dense)
+        seen_by_runs.append(dense.transpose(1, 2).flatten(0, 1))
         seqs += run.count
-    return out
+    return torch.cat(seen_by_runs) if len(seen_by_runs) > 1 else seen_by_runs[0]
 
 
 def has_varlen(q: Tensor, window: Window | None, softcap: float | None, rows: Rows | None, causal: bool) -> bool:

@@ -175,9 +175,9 @@ class ModernBertLayer(nn.Module):
         return out
 
     def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None) -> Tensor:
-        q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)
-        q, k = pick(rotate(q, *turn), batch, rows), rotate(k, *turn)
-        seen = attention(q, k, v, batch, scale=self.scale, window=self.window, rows=rows)
+        qk, v = self.qkv(x).view(x.shape[0], 3 * self.num_heads, -1).split((2 * self.num_heads, self.num_heads), dim=1)
+        q, k = rotate(qk, *turn).chunk(2, dim=1)
+        seen = attention(pick(q, batch, rows), k, v, batch, scale=self.scale, window=self.window, rows=rows)
         out: Tensor = self.attn_out(seen.flatten(1))
         return out
 

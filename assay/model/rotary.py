@@ -111,12 +111,18 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first dim dimensions of each head; halves are paired (GPT-NeoX order). x: [tokens, heads, head_dim]."""
+    """Turn the first dim dimensions of each head; halves are paired (GPT-NeoX order). x: [tokens, heads, head_dim].
+
+    Pass by pass what x * cos + (-right, left) * sin is, bit by bit, without putting that pair together first.
+    """
     dim = cos.shape[-1]
+    half = dim // 2
     cos, sin = cos.to(x.dtype)[:, None], sin.to(x.dtype)[:, None]
-    turned = x[..., :dim]
-    half = torch.cat((-turned[..., dim // 2 :], turned[..., : dim // 2]), dim=-1)
-    turned = turned * cos + half * sin
+    turned = x[..., :dim] * cos
+    across = torch.empty_like(turned)
+    torch.mul(x[..., half:dim], -sin[..., :half], out=across[..., :half])
+    torch.mul(x[..., :half], sin[..., half:], out=across[..., half:])
+    turned += across
     return turned if dim == x.shape[-1] else torch.cat((turned, x[..., dim:]), dim=-1)
 
 
