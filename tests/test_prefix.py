@@ -20,6 +20,7 @@ from assay.model import company, prefix
 from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Rows, Run, pack, pick
 from assay.model.company import Filled, Shared
+from assay.model.kernels import has_onednn
 from assay.model.prefix import SHORTEST, Group, find_groups, share
 from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Prediction, Sequence
@@ -195,10 +196,13 @@ def test_a_rope_by_length_shares_nothing(name: str, saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_only_decoders_share(name: str, tmp_path: Path) -> None:
+def test_only_decoders_in_float32_share(name: str, tmp_path: Path) -> None:
     NATIVE[name].save(tmp_path)
     assert isinstance(load(tmp_path).module, Shared) == (name in FAMILIES)
     assert not isinstance(load(tmp_path, deterministic=True).module, Shared)
+    assert not isinstance(load_model(tmp_path, dtype="bfloat16", device="cpu").module, Shared)
+    if has_onednn(torch.device("cpu")):
+        assert not isinstance(load(tmp_path, quantization="int8").module, Shared)
 
 
 def test_products_have_numbers_of_rows_that_recur(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:

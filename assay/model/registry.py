@@ -165,12 +165,19 @@ def _prepared(model: LoadedModel, quantization: Quantization, deterministic: boo
     alike = False
     if isinstance(module, TextClassifier):
         prepared = prepare(module.trunk, module.head, quantization == "int8", deterministic)
-        shares = module.shares_prefixes and model.device.type == "cpu" and not deterministic
+        shares = module.shares_prefixes and not deterministic and _is_exact(model, quantization)
         module, alike = Filled(module) if prepared.compiled else module, prepared.alike
         module = Shared(module) if shares else module
     if deterministic:
         module = Apart(module) if alike else Alone(module)
     return replace(model, module=module.eval(), quantization=quantization, deterministic=deterministic)
+
+
+def _is_exact(model: LoadedModel, quantization: Quantization) -> bool:
+    """float32 on a CPU, where a sum's last bits stay last bits; in fewer bits they become other roundings, and other
+    scores for the same text in other company.
+    """
+    return model.device.type == "cpu" and model.dtype == torch.float32 and quantization == "none"
 
 
 def _own(module: nn.Module) -> None:
