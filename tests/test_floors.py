@@ -49,6 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metrics",),
     ("model",),
     ("model.batch",),
+    ("model.prefix",),
     ("model.company",),
     ("model.attention",),
     ("model.activation",),

@@ -6,6 +6,7 @@ Imports transformers, which the product itself never does on this path.
 import json
 import string
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
+from assay.model.company import Shared
 from assay.model.linear import Prepared
 from assay.model.registry import LoadedModel, load_model
 
@@ -44,9 +46,10 @@ def bert_vocab() -> list[str]:
 
 
 def load_plain(folder: Path, **options: Any) -> LoadedModel:
-    """As it comes from the checkpoint, without kernels: its weights are parameters that a test can change."""
+    """As it comes from the checkpoint, without kernels and company: its weights are parameters a test can change."""
     with patch("assay.model.registry.prepare", lambda *_: Prepared(compiled=False, alike=False)):
-        return load_model(folder, **options)
+        model = load_model(folder, **options)
+    return replace(model, module=model.module.module) if isinstance(model.module, Shared) else model
 
 
 def word_embeddings(model: LoadedModel) -> Tensor:

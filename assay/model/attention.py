@@ -33,17 +33,19 @@ def attention(
     Each run of equal-length sequences is one dense call, so no token is padding, and a mask is built only where a
     window bites; there, blocks of queries are computed with the keys that they see. On a GPU all
     sequences are one call of a varlen kernel, where there is one for what is asked.
+    Sequences that go on from a shared prefix see its keys ahead of their own, under a mask of their own rows.
     """
-    if q.is_cuda and has_varlen(q, window, softcap, rows, causal):
+    if q.is_cuda and not batch.prefixes and has_varlen(q, window, softcap, rows, causal):
         return by_varlen(q, k, v, batch, scale=scale, causal=causal, window=window, rows=rows)
     seen_by_runs, seqs = [], 0
-    for run in batch.runs:
-        k_run, v_run = by_run(k, run), by_run(v, run)
+    for run in batch.runs if rows is not None else (*batch.prefixes, *batch.runs):  # in the order of their tokens
+        k_run, v_run = _behind_prefix(k, run), _behind_prefix(v, run)
+        length = k_run.shape[2]
         if rows is None:
-            own, mask, one_sided = run, _mask(run.length, causal, window, q.device), causal
+            own, mask, one_sided = run, _mask(length, causal, window, q.device, run.length), causal
         else:  # one query each, so what it sees is a slice
             own, mask, one_sided = Run(seqs, run.count, 1), None, False
-            seen = _seen(rows, run.length, causal, window)
+            seen = _seen(rows, length, causal, window)
             k_run, v_run = k_run[:, :, seen], v_run[:, :, seen]
         dense = _dense(by_run(q, own), k_run, v_run, mask, one_sided, window, scale, softcap)
         seen_by_runs.append(dense.transpose(1, 2).flatten(0, 1))
@@ -108,7 +110,9 @@ def _dense(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    """Equal lengths: q [count, heads, queries, head_dim], k and v [count, kv_heads, length, head_dim]."""
+    """Equal lengths: q [count, heads, queries, head_dim], k and v [count, kv_heads, length, head_dim]; the queries are
+    those of the last places.
+    """
     if softcap is None and mask is not None and window is not None and q.shape[2] > 2 * _LOCAL_ROWS:
         return _local(q, k, v, mask, window, scale)
     if softcap is None:
@@ -116,17 +120,18 @@ def _dense(
             q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
     if causal and mask is None:
-        mask = _mask(k.shape[2], True, (k.shape[2], 0), q.device, always=True)
+        mask = _mask(k.shape[2], True, None, q.device, q.shape[2], always=True)
     return _capped(q, k, v, mask, scale, softcap)
 
 
 def _local(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: Window, scale: float) -> Tensor:
     """Attention within a window, a block of queries at a time, each with the keys that any of them sees."""
-    (left, right), length = window, q.shape[2]
+    (left, right), queries, before = window, q.shape[2], k.shape[2] - q.shape[2]
     size = max(_LOCAL_ROWS, left, right)
     blocks = []
-    for start in range(0, length, size):
-        rows, seen = slice(start, start + size), slice(max(0, start - left), start + size + right)
+    for start in range(0, queries, size):
+        rows = slice(start, start + size)
+        seen = slice(max(0, before + start - left), before + start + size + right)
         blocks.append(
             scaled_dot_product_attention(
                 q[:, :, rows],
@@ -154,17 +159,24 @@ def by_run(x: Tensor, run: Run) -> Tensor:
     return tokens.view(run.count, run.length, *x.shape[1:]).transpose(1, 2)
 
 
+def _behind_prefix(x: Tensor, run: Run) -> Tensor:
+    """As by_run, with the prefix that the run goes on from ahead of each sequence."""
+    own = by_run(x, run)
+    return own if run.prefix is None else torch.cat([by_run(x, run.prefix).expand(run.count, -1, -1, -1), own], dim=2)
+
+
 def _mask(
-    length: int, causal: bool, window: Window | None, device: torch.device, always: bool = False
+    length: int, causal: bool, window: Window | None, device: torch.device, queries: int, always: bool = False
 ) -> Tensor | None:
-    """True where attended, [length, length]; None where a plain (or plainly causal) call says the same."""
-    if window is None:
-        return None
-    left, right = window[0], 0 if causal else window[1]
-    if not always and left >= length - 1 and (causal or right >= length - 1):
+    """True where the last so many of these places attend, [queries, length]; None where a plain (or plainly causal)
+    call says the same.
+    """
+    left, right = window or (length, length)
+    right = 0 if causal else right
+    if not always and queries == length and left >= length - 1 and (causal or right >= length - 1):
         return None
     position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
+    distance = position[length - queries :, None] - position[None, :]
     return (distance <= left) & (-distance <= right)
 
 

@@ -17,11 +17,15 @@ Rows = Literal["first", "last"]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring sequences of equal length: tokens start … start + count * length."""
+    """Neighbouring sequences of equal length: tokens start … start + count * length.
+
+    prefix: the tokens that all of them go on from, where those are laid out once, elsewhere.
+    """
 
     start: int
     count: int
     length: int
+    prefix: "Run | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class PackedBatch:
     input_ids, position_ids, token_type_ids: int64 [tokens]; positions count from 0 in each sequence.
     cu_seqlens: int64 [seqs + 1], the first token of each sequence, then the number of tokens.
     runs: the sequences grouped by equal length, in order; kept on the host.
+    prefixes: what several sequences go on from, ahead of all of them: each computed, none a sequence (model/prefix.py).
     """
 
     input_ids: Tensor
@@ -38,6 +43,7 @@ class PackedBatch:
     token_type_ids: Tensor
     cu_seqlens: Tensor
     runs: tuple[Run, ...]
+    prefixes: tuple[Run, ...] = ()
 
     @property
     def num_seqs(self) -> int:
@@ -49,11 +55,12 @@ class PackedBatch:
 
     def apart(self) -> "PackedBatch":
         """The same, with each sequence a run of its own."""
-        runs = [Run(run.start + i * run.length, 1, run.length) for run in self.runs for i in range(run.count)]
+        runs = [replace(run, start=run.start + i * run.length, count=1) for run in self.runs for i in range(run.count)]
         return replace(self, runs=tuple(runs))
 
     def each(self) -> Iterator["PackedBatch"]:
         """Each sequence as a batch."""
+        assert not self.prefixes, "a sequence without its prefix is another one"
         for run in self.apart().runs:
             tokens = slice(run.start, run.start + run.length)
             yield PackedBatch(
@@ -75,23 +82,24 @@ class PackedBatch:
         first = self.num_tokens + extra - more + 1  # all but one are of one token
         ends = torch.arange(first, first + more, device=nothing.device)
         ones = (Run(first, more - 1, 1),) if more > 1 else ()
-        return PackedBatch(
-            torch.cat([self.input_ids, nothing]),
-            torch.cat([self.position_ids, nothing]),
-            torch.cat([self.token_type_ids, nothing]),
-            torch.cat([self.cu_seqlens, ends]),
-            (*self.runs, Run(self.num_tokens, 1, extra - more + 1), *ones),
+        return replace(
+            self,
+            input_ids=torch.cat([self.input_ids, nothing]),
+            position_ids=torch.cat([self.position_ids, nothing]),
+            token_type_ids=torch.cat([self.token_type_ids, nothing]),
+            cu_seqlens=torch.cat([self.cu_seqlens, ends]),
+            runs=(*self.runs, Run(self.num_tokens, 1, extra - more + 1), *ones),
         )
 
     def to(self, device: torch.device) -> "PackedBatch":
         if device.type == "cpu":
             return self
-        return PackedBatch(
-            self.input_ids.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
-            self.token_type_ids.to(device, non_blocking=True),
-            self.cu_seqlens.to(device, non_blocking=True),
-            self.runs,
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            token_type_ids=self.token_type_ids.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
         )
 
 
@@ -123,6 +131,7 @@ def pick(x: Tensor, batch: PackedBatch, rows: Rows | None) -> Tensor:
         case None:
             return x
         case "first":
+            assert not batch.prefixes, "the first token of a sequence is its prefix's"
             return x[batch.cu_seqlens[:-1]]
         case "last":
             return x[batch.cu_seqlens[1:] - 1]
@@ -138,17 +147,17 @@ def pack(sequences: Seq[Sequence]) -> PackedBatch:
         position_ids=torch.tensor(list(chain.from_iterable(map(range, lengths)))),
         token_type_ids=torch.tensor(list(types)),
         cu_seqlens=torch.tensor([0, *accumulate(lengths)]),
-        runs=_runs(lengths),
+        runs=runs_of(lengths),
     )
 
 
-def _runs(lengths: list[int]) -> tuple[Run, ...]:
+def runs_of(lengths: list[int], start: int = 0, prefix: Run | None = None) -> tuple[Run, ...]:
+    """Sequences of these lengths, laid end to end from this token on, all of them going on from this prefix."""
     runs: list[Run] = []
-    start = 0
     for length in lengths:
         if runs and runs[-1].length == length:
-            runs[-1] = Run(runs[-1].start, runs[-1].count + 1, length)
+            runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
         else:
-            runs.append(Run(start, 1, length))
+            runs.append(Run(start, 1, length, prefix))
         start += length
     return tuple(runs)

@@ -64,6 +64,7 @@ class Blueprint:
     max_positions: the longest sequence that the position scheme can number.
     reward: the score is a raw reward whatever the config says: no activation, one label.
     refused_dtypes: precisions in which this architecture overflows.
+    shares_prefixes: a token's hidden state depends on nothing behind it, nor on the length.
     """
 
     trunk: Callable[[], nn.Module]
@@ -74,6 +75,7 @@ class Blueprint:
     max_positions: int
     reward: bool = False
     refused_dtypes: tuple[str, ...] = ()
+    shares_prefixes: bool = False
 
 
 Config = TypeVar("Config")

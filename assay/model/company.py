@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.model.batch import PackedBatch
+from assay.model.prefix import share
 
 
 class Filled(nn.Module):
@@ -21,6 +22,25 @@ class Filled(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         logits: Tensor = self.module(batch.filled())
         return logits[: batch.num_seqs]
+
+
+class Shared(nn.Module):
+    """A model whose hidden states depend on a token and on those before it alone. What several sequences of a batch
+    begin with is computed once: the answers to one prompt, the documents to one query.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        shared = share(batch)
+        if shared is None:
+            logits: Tensor = self.module(batch)
+            return logits
+        smaller, places = shared
+        logits = self.module(smaller)
+        return logits[places]
 
 
 class Apart(nn.Module):

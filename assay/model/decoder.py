@@ -171,6 +171,7 @@ def blueprint(architecture: str, raw: Raw, shapes: Shapes) -> Blueprint:
         max_positions=config.rope.usable_length,
         reward=kind not in ("score", "answer"),
         refused_dtypes=("float16",) if family in ("gemma2", "gemma3_text") else (),
+        shares_prefixes=not any(rope is not None and rope.by_length for rope in (config.rope, config.local_rope)),
     )
 
 

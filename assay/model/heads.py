@@ -84,13 +84,14 @@ def build_head(spec: HeadSpec) -> Head | GatedHead:
 class TextClassifier(nn.Module):
     """A trunk and its head: PackedBatch → logits [seqs, labels], float32.
 
-    The trunk computes its last layer only for the rows that the head reads.
+    The trunk computes its last layer only for the rows that the head reads. shares_prefixes: as the blueprint says.
     """
 
-    def __init__(self, trunk: nn.Module, head: Head | GatedHead) -> None:
+    def __init__(self, trunk: nn.Module, head: Head | GatedHead, shares_prefixes: bool = False) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
+        self.shares_prefixes = shares_prefixes
 
     def forward(self, batch: PackedBatch) -> Tensor:
         logits: Tensor = self.head(self.trunk(batch, self.head.rows), batch)

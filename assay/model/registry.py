@@ -15,7 +15,7 @@ from assay.errors import CheckpointError, ConfigError
 from assay.labels import activation_for, label_names
 from assay.model.adapter import AdaptedCheckpoint
 from assay.model.blueprint import Blueprint, Shapes
-from assay.model.company import Alone, Apart, Filled
+from assay.model.company import Alone, Apart, Filled, Shared
 from assay.model.heads import TextClassifier, build_head
 from assay.model.kernels import has_onednn
 from assay.model.linear import prepare
@@ -165,10 +165,19 @@ def _prepared(model: LoadedModel, quantization: Quantization, deterministic: boo
     alike = False
     if isinstance(module, TextClassifier):
         prepared = prepare(module.trunk, module.head, quantization == "int8", deterministic)
+        shares = module.shares_prefixes and not deterministic and _is_exact(model, quantization)
         module, alike = Filled(module) if prepared.compiled else module, prepared.alike
+        module = Shared(module) if shares else module
     if deterministic:
         module = Apart(module) if alike else Alone(module)
     return replace(model, module=module.eval(), quantization=quantization, deterministic=deterministic)
+
+
+def _is_exact(model: LoadedModel, quantization: Quantization) -> bool:
+    """float32 on a CPU, where a sum's last bits stay last bits; in fewer bits they become other roundings, and other
+    scores for the same text in other company.
+    """
+    return model.device.type == "cpu" and model.dtype == torch.float32 and quantization == "none"
 
 
 def _own(module: nn.Module) -> None:
@@ -205,7 +214,7 @@ def _native(
     if (name := str(torch_dtype).removeprefix("torch.")) in blueprint.refused_dtypes:
         raise ConfigError(f"{architecture} overflows in {name}; use bfloat16 or float32.")
     with torch.device("meta"):
-        module = TextClassifier(blueprint.trunk(), build_head(blueprint.head))
+        module = TextClassifier(blueprint.trunk(), build_head(blueprint.head), blueprint.shares_prefixes)
     load(module, checkpoint, blueprint.renames, torch_dtype)
     return LoadedModel(
         module=module.to(torch_device).eval().requires_grad_(False),

@@ -49,6 +49,11 @@ class RopeConfig:
         return int(self.scaling.get("original_max_position_embeddings") or self.max_position_embeddings)
 
     @property
+    def by_length(self) -> bool:
+        """Whether a token's turn depends on how long its sequence is."""
+        return self.kind in _BY_LENGTH
+
+    @property
     def usable_length(self) -> int:
         """The longest sequence: linear, dynamic and yarn stretch the trained length by their factor, as in vLLM."""
         if self.kind in ("linear", "dynamic", "yarn"):
@@ -98,7 +103,7 @@ class Rotary(nn.Module):
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         device = batch.position_ids.device
-        if self.config.kind not in _BY_LENGTH:
+        if not self.config.by_length:
             return _angles(batch.position_ids, *_SCALINGS[self.config.kind](self.config, 0, device))
         parts = [
             _angles(
