@@ -28,6 +28,9 @@ def open_jsonl(source: str) -> Opened:
         stream.close()
         raise
     columns = tuple(dict.fromkeys(key for record in first.objects for key in record))
+    if not columns and 0 in first.problems:
+        stream.close()
+        raise RequestError(f"{name_of(source)} has no columns. Line {first.lines[0]}: {first.problems[0]}.")
     texts = tuple(name for name in columns if any(isinstance(record.get(name), str) for record in first.objects))
 
     def all_blocks() -> Iterator[Block]:

@@ -142,7 +142,14 @@ def choose_text_column(
         if asked not in columns:
             raise ConfigError(f"{option} is {asked!r}, and there is no such column. {listed}{_maybe_headless(columns)}")
         return asked
+    if len(columns) == 1 and (mark := next((mark for mark in ";\t" if mark in columns[0]), None)):
+        raise ConfigError(
+            f"The only column is {columns[0]!r}: its fields seem to be separated by {mark!r}. CSV has ',' between "
+            f"fields, TSV '\\t' (--input-format says which it is). If it is one column of texts, name it with {option}."
+        )
     possible = columns if texts is None else texts
+    if columns and not possible:
+        raise ConfigError(f"No column is left that holds texts; {option} names one. {listed}")
     named = [name for name in possible if name.strip().lower() in _TEXT_NAMES]
     others = [name for name in possible if name.strip().lower() not in _OTHER_NAMES]
     for candidates in (named, others):
