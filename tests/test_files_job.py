@@ -196,6 +196,12 @@ def test_on_error_null(nano: Path, tmp_path: Path, out: str) -> None:
     assert "no JSON" in rows[-1]["error"]
 
 
+def test_a_row_without_an_id_is_called_by_its_line_alone(nano: Path, tmp_path: Path) -> None:
+    done = run_job(bad_rows(tmp_path), tmp_path / "out.csv", nano, on_error="skip", id_column="id")
+    assert done.reports[0].startswith(f"{tmp_path}/in.jsonl, line 2 (id '2'): ")
+    assert done.reports[-1].startswith(f"{tmp_path}/in.jsonl, line 11: no JSON: ")
+
+
 def test_bad_rows_of_csv(nano: Path, tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes(b'id,text\n1,"two\nlines"\n2,\n3\n4,\xff\n5,great\n')
