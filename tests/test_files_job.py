@@ -314,6 +314,21 @@ def test_too_long_is_scored_in_windows(nano: Path, tmp_path: Path, settings: dic
     assert done.state.tokens == 3 + prediction.num_tokens > 202
 
 
+@pytest.mark.parametrize(
+    ("settings", "other"),
+    [
+        ({"on_too_long": "error", "truncate_prompt_tokens": 8}, "--truncate-prompt-tokens"),
+        ({"on_too_long": "error", "window": "mean"}, "--window"),
+        ({"on_too_long": "truncate", "window": "mean"}, "--window"),
+        ({"on_too_long": "window", "truncate_prompt_tokens": 8}, "--truncate-prompt-tokens"),
+    ],
+    ids=str,
+)
+def test_two_ways_with_a_long_text(nano: Path, tmp_path: Path, settings: dict[str, object], other: str) -> None:
+    with pytest.raises(ConfigError, match=f"--on-too-long {settings['on_too_long']} and {other} are two ways"):
+        too_long(nano, tmp_path, **settings)
+
+
 def test_a_shorter_limit(nano: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "in.csv", {"text": ["great", "great " * 10]})
     done = run_job(path, tmp_path / "out.csv", nano, on_too_long="truncate", max_model_len=8)
