@@ -288,6 +288,17 @@ def test_a_column_that_is_not_there() -> None:
         choose_text_column(["1", "I loved it"], None)
 
 
+def test_an_empty_part_of_jsonl(tmp_path: Path) -> None:
+    full, empty = write(tmp_path / "full.jsonl", {"text": ["great", "new"]}), tmp_path / "empty.jsonl"
+    empty.write_bytes(b"")
+    for paths in ([full, empty], [empty, full]):
+        reader = read_rows(paths)
+        assert reader.columns == reader.texts == ("text",)
+        assert [row.values["text"] for row in reader] == ["great", "new"]
+    with pytest.raises(RequestError, match="is empty: it has no rows"):
+        read_rows([empty, empty])
+
+
 @pytest.mark.parametrize(("mark", "shown"), [(";", "';'"), ("\t", r"'\\t'")])
 def test_a_table_with_another_separator_is_not_one_column(tmp_path: Path, mark: str, shown: str) -> None:
     path = tmp_path / "a.csv"

@@ -53,6 +53,8 @@ class Reader:
             else:
                 self._pipes[source] = opened
                 self._take_head(source, opened)
+        if form == "jsonl" and not self.sample:
+            raise RequestError(f"{', '.join(map(name_of, sources))} is empty: it has no rows.")
 
     def blocks(self) -> Generator[Block]:
         """All rows, in blocks whose bounds depend on nothing but the files."""
@@ -98,7 +100,7 @@ class Reader:
     def _take_head(self, source: str, opened: Opened) -> None:
         """Raises RequestError where a file's columns are not the first one's."""
         first = self.sources[0]
-        if source == first:
+        if source == first or (self.format == "jsonl" and not self.sample):  # a part of a table may be empty
             self.columns, self.texts = opened.columns, opened.texts
             self.schema, self.sample = opened.schema, opened.sample
         if self.format != "jsonl" and set(opened.columns) != set(self.columns):
