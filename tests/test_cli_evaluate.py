@@ -236,12 +236,13 @@ def test_a_comparison_is_a_line_a_metric_on_a_narrow_terminal(
 ) -> None:
     data, _ = single_data(tmp_path)
     monkeypatch.chdir(models)
-    arguments = ("evaluate", data, "-m", "single", "--compare", "other", "-o", str(tmp_path / "out"))
+    arguments = ("evaluate", data, "-m", "single", "--compare-quantization", "int8", "-o", str(tmp_path / "out"))
     for columns, intervals in (("80", 1), ("120", 3)):
         shown = CliRunner().invoke(app, arguments, env={"COLUMNS": columns, "TERM": "dumb"}).output
         line = next(line for line in shown.splitlines() if line.startswith("calibration error (ECE)"))
         assert line.count("[") == line.count("]") == intervals
         assert len(re.findall(r"\d\.\d{4}", line)) == 3 + 2 * intervals
+        assert ("first: single; second: single, int8" in shown.splitlines()) == (columns == "80")
 
 
 # Rows that cannot be judged

@@ -87,11 +87,9 @@ def _print_report(report: Mapping[str, Any]) -> None:
     if left_out:
         console.print(Text(f"{left_out:,} rows are left out."))
     table = _overall(report)
-    if (
-        compared is not None
-        and console.measure(table, options=console.options.update(width=_WIDE)).maximum > console.width
-    ):
-        table = _overall(report, intervals=False)  # two lines a metric are no table
+    if compared is not None and _width(console, table) > console.width:  # two lines a metric are no table
+        table = _overall(report, short=True)
+        console.print(Text(f"first: {model['title']}; second: {compared['title']}"))
     console.print(table)
     if compared is not None and report["comparison"]["verdict"]:
         console.print(Text(report["comparison"]["verdict"]))
@@ -99,8 +97,16 @@ def _print_report(report: Mapping[str, Any]) -> None:
         _print_labels(console, model)
 
 
-def _overall(report: Mapping[str, Any], intervals: bool = True) -> Table:
-    """A line a metric: of one model its value, of two both and their difference, which keeps its interval anyway."""
+def _width(console: Console, table: Table) -> int:
+    """Of the table as it would like to be."""
+    return console.measure(table, options=console.options.update(width=_WIDE)).maximum
+
+
+def _overall(report: Mapping[str, Any], short: bool = False) -> Table:
+    """A line a metric: of one model its value, of two both and their difference.
+
+    short: without the models' names, and no interval but the difference's.
+    """
     from assay.evaluation.metrics import METRICS
     from assay.evaluation.report import in_words
 
@@ -108,14 +114,15 @@ def _overall(report: Mapping[str, Any], intervals: bool = True) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     metrics = report["model"]["metrics"]
-    columns = [{name: in_words(value, interval=intervals) for name, value in metrics.items()}]
+    columns = [{name: in_words(value, interval=not short) for name, value in metrics.items()}]
     if compared is None:
         table.add_column(Text(f"[{report['confidence']:.0%} interval]" if report["resamples"] else ""))
     else:
-        columns.append({name: in_words(value, interval=intervals) for name, value in compared["metrics"].items()})
+        columns.append({name: in_words(value, interval=not short) for name, value in compared["metrics"].items()})
         differences = report["comparison"]["differences"]
         columns.append({name: in_words(value, signed=True) for name, value in differences.items()})
-        for title in (report["model"]["title"], compared["title"], "second − first"):
+        names = ("first", "second") if short else (report["model"]["title"], compared["title"])
+        for title in (*names, "second − first"):
             table.add_column(Text(title))
     for name in metrics:
         table.add_row(METRICS[name].title, *(Text(column[name]) for column in columns))
