@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn import metrics as sk
+from typer.testing import CliRunner
 
 from assay.classifier import Classifier
+from assay.cli import app
 from assay.evaluation import extra
 from tests.test_cli import fails, run
 from tests.tiny import WORDS, save_bert
@@ -229,6 +231,20 @@ def test_a_model_compared_with_itself(models: Path, tmp_path: Path) -> None:
     assert "neither model is right where the other is wrong" in " ".join(shown.split())
 
 
+def test_a_comparison_is_a_line_a_metric_on_a_narrow_terminal(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = single_data(tmp_path)
+    monkeypatch.chdir(models)
+    arguments = ("evaluate", data, "-m", "single", "--compare-quantization", "int8", "-o", str(tmp_path / "out"))
+    for columns, intervals in (("80", 1), ("120", 3)):
+        shown = CliRunner().invoke(app, arguments, env={"COLUMNS": columns, "TERM": "dumb"}).output
+        line = next(line for line in shown.splitlines() if line.startswith("calibration error (ECE)"))
+        assert line.count("[") == line.count("]") == intervals
+        assert len(re.findall(r"\d\.\d{4}", line)) == 3 + 2 * intervals
+        assert ("first: single; second: single, int8" in shown.splitlines()) == (columns == "80")
+
+
 # Rows that cannot be judged
 
 
@@ -316,6 +332,14 @@ def test_what_cannot_be_done_is_one_line(
     line = fails(capsys, monkeypatch, "evaluate", str(data), *model, *given, "-o", str(tmp_path / "out"))
     assert complaint in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_a_file_is_told_before_the_work(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = single_data(tmp_path)
+    line = fails(capsys, monkeypatch, "evaluate", data, "-m", "absent/model", "-o", data)
+    assert line == f"assay: {data} is a file, and the reports go into a folder; name another with -o."
 
 
 def test_other_labels_cannot_be_compared(

@@ -199,3 +199,20 @@ def test_rare_labels_are_counted_together(capsys: pytest.CaptureFixture[str]) ->
     assert len(lines) == 2 + 20 + 1
     assert lines[2].split() == ["30", "label_00"]
     assert lines[-1].split() == ["40", "in", "5", "more", "labels"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--text", "x", "-o", "out.csv", "--top-k", "2"), "--output, --top-k: only of files"),
+        (("in.csv", "--json"), "--top and --json are for --text"),
+        (("in.csv", "--top", "2"), "--top and --json are for --text"),
+    ],
+    ids=str,
+)
+def test_options_of_the_other_way_are_not_ignored(
+    assay: Assay, nano: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    code, stdout, stderr = assay("-m", nano, *arguments)
+    assert (code, stdout) == (2, "")
+    assert told in re.sub(r"[\s│]+", " ", stderr)

@@ -196,6 +196,12 @@ def test_on_error_null(nano: Path, tmp_path: Path, out: str) -> None:
     assert "no JSON" in rows[-1]["error"]
 
 
+def test_a_row_without_an_id_is_called_by_its_line_alone(nano: Path, tmp_path: Path) -> None:
+    done = run_job(bad_rows(tmp_path), tmp_path / "out.csv", nano, on_error="skip", id_column="id")
+    assert done.reports[0].startswith(f"{tmp_path}/in.jsonl, line 2 (id '2'): ")
+    assert done.reports[-1].startswith(f"{tmp_path}/in.jsonl, line 11: no JSON: ")
+
+
 def test_bad_rows_of_csv(nano: Path, tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes(b'id,text\n1,"two\nlines"\n2,\n3\n4,\xff\n5,great\n')
@@ -306,6 +312,21 @@ def test_too_long_is_scored_in_windows(nano: Path, tmp_path: Path, settings: dic
     assert row["label"] == prediction.label
     assert logits_of(row) == pytest.approx(prediction.logits, abs=1e-4)
     assert done.state.tokens == 3 + prediction.num_tokens > 202
+
+
+@pytest.mark.parametrize(
+    ("settings", "other"),
+    [
+        ({"on_too_long": "error", "truncate_prompt_tokens": 8}, "--truncate-prompt-tokens"),
+        ({"on_too_long": "error", "window": "mean"}, "--window"),
+        ({"on_too_long": "truncate", "window": "mean"}, "--window"),
+        ({"on_too_long": "window", "truncate_prompt_tokens": 8}, "--truncate-prompt-tokens"),
+    ],
+    ids=str,
+)
+def test_two_ways_with_a_long_text(nano: Path, tmp_path: Path, settings: dict[str, object], other: str) -> None:
+    with pytest.raises(ConfigError, match=f"--on-too-long {settings['on_too_long']} and {other} are two ways"):
+        too_long(nano, tmp_path, **settings)
 
 
 def test_a_shorter_limit(nano: Path, tmp_path: Path) -> None:

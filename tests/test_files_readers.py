@@ -187,6 +187,7 @@ def test_problems_of_jsonl_rows(tmp_path: Path) -> None:
 FILES = {
     "empty": ("a.csv", b"", "is empty: it has no header"),
     "empty lines": ("a.jsonl", b"\n\n", "is empty: it has no rows"),
+    "no line of JSON": ("a.jsonl", b"\nid,text\n1,great\n", "has no columns. Line 2: no JSON: "),
     "a column twice": ("a.csv", b"text,text\nx,y\n", "more than one column 'text'"),
     "UTF-16": ("a.csv", "text\nx\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
     "a header in Latin-1": ("a.csv", b"t\xebxt\nx\n", "the header is no UTF-8"),
@@ -285,6 +286,33 @@ def test_a_column_that_is_not_there() -> None:
         choose_text_column(["a", "b"], "txt")
     with pytest.raises(ConfigError, match="say so with --no-header"):
         choose_text_column(["1", "I loved it"], None)
+
+
+def test_an_empty_part_of_jsonl(tmp_path: Path) -> None:
+    full, empty = write(tmp_path / "full.jsonl", {"text": ["great", "new"]}), tmp_path / "empty.jsonl"
+    empty.write_bytes(b"")
+    for paths in ([full, empty], [empty, full]):
+        reader = read_rows(paths)
+        assert reader.columns == reader.texts == ("text",)
+        assert [row.values["text"] for row in reader] == ["great", "new"]
+    with pytest.raises(RequestError, match="is empty: it has no rows"):
+        read_rows([empty, empty])
+
+
+@pytest.mark.parametrize(("mark", "shown"), [(";", "';'"), ("\t", r"'\\t'")])
+def test_a_table_with_another_separator_is_not_one_column(tmp_path: Path, mark: str, shown: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"id{mark}text\n1{mark}great\n")
+    with pytest.raises(ConfigError, match=f"seem to be separated by {shown}"):
+        TextColumns.of(read_rows(path), None, None, None)
+    assert TextColumns.of(read_rows(path), f"id{mark}text", None, None).text == f"id{mark}text"
+    assert TextColumns.of(read_rows(path, header=False), None, None, None).text == "column_1"
+
+
+def test_no_column_of_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"text": [1, 2], "label": [0, 1]})
+    with pytest.raises(ConfigError, match=r"No column is left that holds texts; .* are: 'text', 'label'"):
+        TextColumns.of(read_rows(path), None, None, None)
 
 
 def test_only_columns_of_text_are_candidates(tmp_path: Path) -> None:

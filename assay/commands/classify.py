@@ -11,12 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from assay.commands.options import configured, options_of, with_options
-from assay.config import EngineConfig
+from assay.config import EngineConfig, settings
 from assay.files.settings import JobConfig
 from assay.sequence import Prediction
 
 if TYPE_CHECKING:
     from assay.files.plan import Plan
+
+_TOP = 5  # labels shown of a text
 
 # Of callers that wait, whom a job has not.
 _OF_SERVERS = (
@@ -41,7 +43,7 @@ def classify(
         ),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text to score at once; may be repeated.")] = None,
-    top: Annotated[int, typer.Option(help="Labels to show for each --text; 0 shows all.", min=0)] = 5,
+    top: Annotated[int, typer.Option(help="Labels to show for each --text; 0 shows all.", min=0)] = _TOP,
     as_json: Annotated[bool, typer.Option("--json", help="Of --text: one JSON object a line, every label.")] = False,
     **values: Any,
 ) -> None:
@@ -56,8 +58,15 @@ def classify(
     if bool(inputs) == bool(text):
         raise typer.BadParameter("give files to read, or --text; one of them", param_hint="INPUT")
     if inputs:
+        if as_json or top != _TOP:
+            raise typer.BadParameter("--top and --json are for --text; of files, say --top-k and name a .jsonl")
         _run_job(inputs, values)
     else:
+        config, usual = configured(JobConfig, values), JobConfig()
+        said = [name for name in settings(JobConfig) if getattr(config, name) != getattr(usual, name)]
+        if said:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in said)
+            raise typer.BadParameter(f"--text is scored and shown on the spot; {flags}: only of files")
         _score_texts(text or [], top, as_json, values)
 
 

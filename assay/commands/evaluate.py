@@ -12,6 +12,7 @@ from rich.text import Text
 from assay.commands.options import configured, options_of, with_options
 from assay.commands.progress import model_bars
 from assay.config import EngineConfig
+from assay.errors import ConfigError
 from assay.evaluation.extra import require_extra
 from assay.evaluation.settings import DataConfig, EvaluationConfig
 
@@ -33,6 +34,7 @@ _SETTINGS = (
     "max_batch_tokens",
 )
 _SHORT = {"average_precision": "AP"}  # what does not fit into 80 columns
+_WIDE = 1000  # columns; wider than any table
 _LABELS = 30  # lines of the table by label; the page has all
 
 
@@ -63,10 +65,12 @@ def evaluate(
     from assay.evaluation.report import report_of, write_report
 
     config = configured(EvaluationConfig, values)
+    folder = Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, and the reports go into a folder; name another with -o.")
     with model_bars() as watch:
         evaluation = run(data, configured(EngineConfig, values), configured(DataConfig, values), config, watch)
     report = report_of(evaluation, config.mistakes)
-    folder = Path(config.output)
     write_report(report, page_of(report, pictures_of(evaluation)), folder)
     _print_report(report)
     print(f"Written: {folder / 'report.json'}, {folder / 'report.html'}")
@@ -82,15 +86,27 @@ def _print_report(report: Mapping[str, Any]) -> None:
     left_out = data["left_out"] + len(data["skipped"])
     if left_out:
         console.print(Text(f"{left_out:,} rows are left out."))
-    console.print(_overall(report))
+    table = _overall(report)
+    if compared is not None and _width(console, table) > console.width:  # two lines a metric are no table
+        table = _overall(report, short=True)
+        console.print(Text(f"first: {model['title']}; second: {compared['title']}"))
+    console.print(table)
     if compared is not None and report["comparison"]["verdict"]:
         console.print(Text(report["comparison"]["verdict"]))
     if model["labels"]:
         _print_labels(console, model)
 
 
-def _overall(report: Mapping[str, Any]) -> Table:
-    """A line a metric: of one model its value, of two both and their difference."""
+def _width(console: Console, table: Table) -> int:
+    """Of the table as it would like to be."""
+    return console.measure(table, options=console.options.update(width=_WIDE)).maximum
+
+
+def _overall(report: Mapping[str, Any], short: bool = False) -> Table:
+    """A line a metric: of one model its value, of two both and their difference.
+
+    short: without the models' names, and no interval but the difference's.
+    """
     from assay.evaluation.metrics import METRICS
     from assay.evaluation.report import in_words
 
@@ -98,14 +114,15 @@ def _overall(report: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     metrics = report["model"]["metrics"]
-    columns = [{name: in_words(value) for name, value in metrics.items()}]
+    columns = [{name: in_words(value, interval=not short) for name, value in metrics.items()}]
     if compared is None:
         table.add_column(Text(f"[{report['confidence']:.0%} interval]" if report["resamples"] else ""))
     else:
-        columns.append({name: in_words(value) for name, value in compared["metrics"].items()})
+        columns.append({name: in_words(value, interval=not short) for name, value in compared["metrics"].items()})
         differences = report["comparison"]["differences"]
         columns.append({name: in_words(value, signed=True) for name, value in differences.items()})
-        for title in (report["model"]["title"], compared["title"], "second − first"):
+        names = ("first", "second") if short else (report["model"]["title"], compared["title"])
+        for title in (*names, "second − first"):
             table.add_column(Text(title))
     for name in metrics:
         table.add_row(METRICS[name].title, *(Text(column[name]) for column in columns))

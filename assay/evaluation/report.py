@@ -118,8 +118,11 @@ def write_report(report: Mapping[str, Any], page: str, folder: Path) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def in_words(estimate: Mapping[str, float], signed: bool = False) -> str:
-    """0.5041 [0.4812, 0.5260]; – for what is not defined. signed: with a plus too, as differences have."""
+def in_words(estimate: Mapping[str, float], signed: bool = False, interval: bool = True) -> str:
+    """0.5041 [0.4812, 0.5260]; – for what is not defined. signed: with a plus too, as differences have.
+
+    interval: whether it is told, where there is one.
+    """
 
     def number(value: float) -> str:
         value = round(value, 4) + 0.0  # no -0
@@ -128,4 +131,4 @@ def in_words(estimate: Mapping[str, float], signed: bool = False) -> str:
     value, low, high = (estimate[name] for name in ("value", "low", "high"))
     if math.isnan(value):
         return "–"
-    return number(value) if math.isnan(low) else f"{number(value)} [{number(low)}, {number(high)}]"
+    return number(value) if math.isnan(low) or not interval else f"{number(value)} [{number(low)}, {number(high)}]"

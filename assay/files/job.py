@@ -118,7 +118,8 @@ class Job:
     def _report(self, block: Block, errors: dict[int, str], watcher: Watcher) -> None:
         row_ids = block.column(self.columns.row_id) if self.columns.row_id is not None else None
         for place, error in errors.items():
-            called = "" if row_ids is None else f" ({self.columns.row_id} {str(row_ids[place])[:60]!r})"
+            row_id = None if row_ids is None else row_ids[place]
+            called = "" if row_id is None else f" ({self.columns.row_id} {str(row_id)[:60]!r})"
             report = f"{name_of(block.source)}, line {block.lines[place]}{called}: {error.rstrip('.')}."
             if self.on_error == "stop":
                 raise RequestError(f"{report} --on-error skip leaves such rows out, --on-error null keeps them.")

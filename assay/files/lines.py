@@ -17,17 +17,21 @@ def open_text(source: str) -> Opened:
 
 
 def open_jsonl(source: str) -> Opened:
-    """columns: the keys of the first block's objects, in the order in which they come. Raises RequestError."""
+    """columns: the keys of the first block's objects, in the order in which they come; of an empty file none. Raises
+    RequestError."""
     stream = open_stream(source)
     try:
         blocks = _jsonl_blocks(source, stream)
         first = next(blocks, None)
-        if first is None:
-            raise RequestError(f"{name_of(source)} is empty: it has no rows.")
     except RequestError:
         stream.close()
         raise
+    if first is None:
+        return Opened((), iter(()), stream.tell, stream.close, ())
     columns = tuple(dict.fromkeys(key for record in first.objects for key in record))
+    if not columns and 0 in first.problems:
+        stream.close()
+        raise RequestError(f"{name_of(source)} has no columns. Line {first.lines[0]}: {first.problems[0]}.")
     texts = tuple(name for name in columns if any(isinstance(record.get(name), str) for record in first.objects))
 
     def all_blocks() -> Iterator[Block]:

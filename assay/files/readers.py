@@ -53,6 +53,8 @@ class Reader:
             else:
                 self._pipes[source] = opened
                 self._take_head(source, opened)
+        if form == "jsonl" and not self.sample:
+            raise RequestError(f"{', '.join(map(name_of, sources))} is empty: it has no rows.")
 
     def blocks(self) -> Generator[Block]:
         """All rows, in blocks whose bounds depend on nothing but the files."""
@@ -98,7 +100,7 @@ class Reader:
     def _take_head(self, source: str, opened: Opened) -> None:
         """Raises RequestError where a file's columns are not the first one's."""
         first = self.sources[0]
-        if source == first:
+        if source == first or (self.format == "jsonl" and not self.sample):  # a part of a table may be empty
             self.columns, self.texts = opened.columns, opened.texts
             self.schema, self.sample = opened.schema, opened.sample
         if self.format != "jsonl" and set(opened.columns) != set(self.columns):
@@ -142,7 +144,14 @@ def choose_text_column(
         if asked not in columns:
             raise ConfigError(f"{option} is {asked!r}, and there is no such column. {listed}{_maybe_headless(columns)}")
         return asked
+    if len(columns) == 1 and (mark := next((mark for mark in ";\t" if mark in columns[0]), None)):
+        raise ConfigError(
+            f"The only column is {columns[0]!r}: its fields seem to be separated by {mark!r}. CSV has ',' between "
+            f"fields, TSV '\\t' (--input-format says which it is). If it is one column of texts, name it with {option}."
+        )
     possible = columns if texts is None else texts
+    if columns and not possible:
+        raise ConfigError(f"No column is left that holds texts; {option} names one. {listed}")
     named = [name for name in possible if name.strip().lower() in _TEXT_NAMES]
     others = [name for name in possible if name.strip().lower() not in _OTHER_NAMES]
     for candidates in (named, others):

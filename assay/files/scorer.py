@@ -16,7 +16,7 @@ from assay.engine.encoder import PromptEncoder
 from assay.engine.engine import Engine
 from assay.engine.runner import Batch, ModelRunner, form
 from assay.engine.windows import Combination
-from assay.errors import AssayError, InternalError, RequestError
+from assay.errors import AssayError, ConfigError, InternalError, RequestError
 from assay.files.settings import OnTooLong
 from assay.sequence import Options, Prediction, Prompt, Sequence
 
@@ -165,7 +165,11 @@ class Scorer:
 
 
 def options_for(config: EngineConfig, on_too_long: OnTooLong | None) -> Options:
-    """What happens to a text that is too long."""
+    """What happens to a text that is too long. Raises ConfigError for settings of which one would be ignored."""
+    windowed, cut = config.window != "none", config.truncate_prompt_tokens is not None
+    if on_too_long is not None and ((windowed and on_too_long != "window") or (cut and on_too_long != "truncate")):
+        other = "--window" if windowed else "--truncate-prompt-tokens"
+        raise ConfigError(f"--on-too-long {on_too_long} and {other} are two ways with one long text; choose one.")
     match on_too_long:
         case "truncate":
             return Options(truncate_prompt_tokens=config.truncate_prompt_tokens or -1)
