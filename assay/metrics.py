@@ -76,6 +76,10 @@ class Metrics:
             buckets=_SECONDS, registry=r,
         )  # fmt: skip
         self.sequences = Counter("assay_sequences", "Sequences scored.", ["model"], registry=r)
+        self.shared_sequences = Counter(
+            "assay_shared_sequences", "Sequences that had the answer of an equal one in their request.", ["model"],
+            registry=r,
+        )  # fmt: skip
         self.tokens = Counter("assay_tokens", "Tokens scored.", ["model"], registry=r)
         self.padding_tokens = Counter(
             "assay_padding_tokens", "Tokens on the device that belong to no sequence.", ["model"], registry=r
@@ -153,6 +157,7 @@ class ModelMetrics:
         self._metrics = metrics
         self._model = model
         self.sequences = metrics.sequences.labels(model)
+        self.shared_sequences = metrics.shared_sequences.labels(model)
         self.tokens = metrics.tokens.labels(model)
         self.padding_tokens = metrics.padding_tokens.labels(model)
         self.batch_tokens = metrics.batch_tokens.labels(model)

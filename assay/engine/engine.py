@@ -263,25 +263,28 @@ class Engine:
         return sequences
 
     async def _score(self, sequences: list[Sequence]) -> list[Prediction]:
-        num_tokens = sum(sequence.num_tokens for sequence in sequences)
+        waiter = Waiter(asyncio.get_running_loop().create_future(), sequences)
+        num_tokens = sum(sequence.num_tokens for sequence in waiter.sequences)
         await self._admission.enter(num_tokens, at_front=True)
         try:
             self._check_available()  # it may have died while the prompts were tokenized
             if self._worker.stopped:
                 raise UnavailableError("The engine is shutting down.")
-            waiter = Waiter(asyncio.get_running_loop().create_future(), len(sequences))
-            self._waiters.update(dict.fromkeys(sequences, waiter))
-            self._worker.add(sequences)
+            self._waiters.update(dict.fromkeys(waiter.sequences, waiter))
+            self._worker.add(waiter.sequences)
         finally:
             self._admission.leave(num_tokens)
         if not self._waking:
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake_worker)
         try:
-            return await waiter.future
+            predictions = await waiter.future
         finally:
             if waiter.remaining:
-                self._forget(sequences)
+                self._forget(waiter.sequences)
+        if shared := len(sequences) - len(waiter.sequences):
+            self._metrics.shared_sequences.inc(shared)
+        return predictions
 
     def _wake_worker(self) -> None:
         """At the end of this turn of the loop, so that what came together is computed together."""
@@ -304,7 +307,7 @@ class Engine:
         for sequence, answer in zip(batch.sequences, answers, strict=True):
             waiter = self._waiters.pop(sequence, None)
             if waiter is not None:
-                waiter.put(sequence.index, answer)
+                waiter.put(sequence, answer)
         self._metrics.observe_batch(batch.packed.num_tokens, batch.sequences)
 
     def _tokenizers_lost(self) -> None:

@@ -1,25 +1,38 @@
-"""Who waits for a request's answers: its future, and how many are still out. Knows no queue and no thread."""
+"""Who waits for a request: its future, what is still out, and where it belongs. Knows no queue and no thread."""
 
 import asyncio
+from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from assay.errors import AssayError
-from assay.sequence import Prediction
+from assay.sequence import Prediction, Sequence
 
 
 class Waiter:
-    """The future of one classify call, and how many of its answers are still out."""
+    """The future of one classify call, and which of its answers are still out.
 
-    def __init__(self, future: "asyncio.Future[list[Prediction]]", count: int) -> None:
+    sequences: what is to be computed, in order: of those of equal content the first, whose answer is the others' too.
+    """
+
+    def __init__(self, future: "asyncio.Future[list[Prediction]]", sequences: Seq[Sequence]) -> None:
         self.future = future
-        self.remaining = count
-        self._predictions: list[Prediction | None] = [None] * count
+        self.remaining = len(sequences)
+        self._predictions: list[Prediction | None] = [None] * len(sequences)
+        firsts: dict[bytes, Sequence] = {}
+        self._places: dict[Sequence, list[int]] = {}
+        for place, sequence in enumerate(sequences):
+            self._places.setdefault(firsts.setdefault(sequence.content, sequence), []).append(place)
+        self.sequences = list(self._places)
 
-    def put(self, index: int, answer: Prediction | AssayError) -> None:
+    def put(self, sequence: Sequence, answer: Prediction | AssayError) -> None:
         if isinstance(answer, AssayError):
             self.fail(answer)
         elif not self.future.done():
-            self._predictions[index] = answer
-            self.remaining -= 1
+            first, *others = self._places[sequence]
+            self._predictions[first] = answer
+            for place in others:
+                self._predictions[place] = answer.copied(replace(answer.timings))
+            self.remaining -= 1 + len(others)
             if not self.remaining:
                 self.future.set_result([p for p in self._predictions if p is not None])
 
