@@ -112,6 +112,9 @@ class Metrics:
         self.requests_in_flight = gauge("requests_in_flight", "Requests accepted by the engine and not answered.")
         self.batch_failures = _Counts("assay_batch_failures", "Forward passes that failed.", r)
         self.threads_lost = _Counts("assay_tokenizer_threads_lost", "Tokenizer threads that hung and were given up.", r)
+        self.cache_hits = _Counts("assay_cache_hits", "Sequences that were answered from the cache.", r)
+        self.cache_misses = _Counts("assay_cache_misses", "Sequences that were looked up in the cache in vain.", r)
+        self.cache_bytes = gauge("cache_bytes", "Memory that the cache of answers takes.")
 
     def of(self, model: str) -> "ModelMetrics":
         """What one model's engine counts."""
@@ -187,6 +190,12 @@ class ModelMetrics:
         """How many there were so far, asked at each scrape."""
         self._metrics.batch_failures.set_function(self._model, batches)
         self._metrics.threads_lost.set_function(self._model, tokenizer_threads)
+
+    def read_cache(self, hits: Callable[[], int], misses: Callable[[], int], num_bytes: Callable[[], int]) -> None:
+        """The cache of answers, asked at each scrape."""
+        self._metrics.cache_hits.set_function(self._model, hits)
+        self._metrics.cache_misses.set_function(self._model, misses)
+        self._metrics.cache_bytes.labels(self._model).set_function(num_bytes)
 
     def observe_batch(self, num_tokens: int, sequences: Seq[Sequence]) -> None:
         """A batch has run. num_tokens: on the device."""
