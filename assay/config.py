@@ -135,6 +135,9 @@ class EngineConfig:
     allow_pickle: Annotated[bool, Setting("Read .bin weights, as data only.")] = False
     max_batch_tokens: Annotated[int, Setting("Tokens in one forward pass; a longer input runs alone.", least=1)] = 2048
     max_queue_tokens: Annotated[int, Setting("Tokens that may wait for the device.", least=1)] = 1_048_576
+    max_cache_bytes: Annotated[
+        int, Setting("Memory for answers, given again to the same input; 0 computes each time.", least=0)
+    ] = 0
     when_full: Annotated[
         WhenFull, Setting("What callers get when the queue is full: a status, or a place in line.")
     ] = "429"

@@ -76,6 +76,10 @@ class Metrics:
             buckets=_SECONDS, registry=r,
         )  # fmt: skip
         self.sequences = Counter("assay_sequences", "Sequences scored.", ["model"], registry=r)
+        self.shared_sequences = Counter(
+            "assay_shared_sequences", "Sequences that had the answer of an equal one in their request.", ["model"],
+            registry=r,
+        )  # fmt: skip
         self.tokens = Counter("assay_tokens", "Tokens scored.", ["model"], registry=r)
         self.padding_tokens = Counter(
             "assay_padding_tokens", "Tokens on the device that belong to no sequence.", ["model"], registry=r
@@ -108,6 +112,9 @@ class Metrics:
         self.requests_in_flight = gauge("requests_in_flight", "Requests accepted by the engine and not answered.")
         self.batch_failures = _Counts("assay_batch_failures", "Forward passes that failed.", r)
         self.threads_lost = _Counts("assay_tokenizer_threads_lost", "Tokenizer threads that hung and were given up.", r)
+        self.cache_hits = _Counts("assay_cache_hits", "Sequences that were answered from the cache.", r)
+        self.cache_misses = _Counts("assay_cache_misses", "Sequences that were looked up in the cache in vain.", r)
+        self.cache_bytes = gauge("cache_bytes", "Memory that the cache of answers takes.")
 
     def of(self, model: str) -> "ModelMetrics":
         """What one model's engine counts."""
@@ -153,6 +160,7 @@ class ModelMetrics:
         self._metrics = metrics
         self._model = model
         self.sequences = metrics.sequences.labels(model)
+        self.shared_sequences = metrics.shared_sequences.labels(model)
         self.tokens = metrics.tokens.labels(model)
         self.padding_tokens = metrics.padding_tokens.labels(model)
         self.batch_tokens = metrics.batch_tokens.labels(model)
@@ -182,6 +190,12 @@ class ModelMetrics:
         """How many there were so far, asked at each scrape."""
         self._metrics.batch_failures.set_function(self._model, batches)
         self._metrics.threads_lost.set_function(self._model, tokenizer_threads)
+
+    def read_cache(self, hits: Callable[[], int], misses: Callable[[], int], num_bytes: Callable[[], int]) -> None:
+        """The cache of answers, asked at each scrape."""
+        self._metrics.cache_hits.set_function(self._model, hits)
+        self._metrics.cache_misses.set_function(self._model, misses)
+        self._metrics.cache_bytes.labels(self._model).set_function(num_bytes)
 
     def observe_batch(self, num_tokens: int, sequences: Seq[Sequence]) -> None:
         """A batch has run. num_tokens: on the device."""

@@ -1,7 +1,8 @@
 """The words of the house: prompt, options, sequence, prediction. Plain data; knows neither HTTP nor torch."""
 
 import math
-from dataclasses import dataclass, field
+from array import array
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from assay.config import Activation, Windowing
@@ -151,6 +152,14 @@ class Sequence:
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def content(self) -> bytes:
+        """What is scored, and how: one model gives sequences of equal content the same prediction."""
+        types = self.token_type_ids
+        if types is None:
+            return f"{self.activation} ".encode() + array("I", self.token_ids).tobytes()
+        return f"{self.activation}+".encode() + array("I", self.token_ids + types).tobytes()
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -180,3 +189,8 @@ class Prediction:
     timings: Timings = field(default_factory=Timings, compare=False)
     window: Window | None = None
     calibrated: list[float] | None = None
+
+    def copied(self, timings: Timings) -> "Prediction":
+        """The same scores in lists of their own, so that whoever changes one prediction changes no other."""
+        calibrated = None if self.calibrated is None else [*self.calibrated]
+        return replace(self, probs=[*self.probs], logits=[*self.logits], timings=timings, calibrated=calibrated)

@@ -24,7 +24,7 @@ _SCRIPT = (str(Path(__file__).parent / "workers" / "null_server.py"),)
 KINDS = {"no access log": assay(module=_SCRIPT), "default access log": assay("--access-log", "json", module=_SCRIPT)}
 REQUESTS: dict[str, Any] = {
     "1 text": {"input": _TEXT},
-    "32 texts": {"input": [_TEXT] * 32},
+    "32 texts": {"input": [f"{_TEXT} {i}" for i in range(32)]},  # of equal ones, one is computed
     "1 text as token ids": {"input": [101, 3866, 1996, 2047, 7668, 1010, 4157, 2001, 2307, 1012, 102]},
 }
 

@@ -128,7 +128,7 @@ def test_an_error_in_the_first_chunk_leaves_nothing_behind(folder: Path) -> None
         hold = threading.Event()
         run = engine._worker.runner.run
         engine._worker.runner.run = lambda batch: (hold.wait(PATIENCE), run(batch))[1]  # type: ignore[method-assign]
-        inputs: list[Any] = [[5] * 8] * 1024
+        inputs: list[Any] = [[5 + i % 90] * 7 + [5 + i // 90] for i in range(1024)]
         inputs[0] = [5] * (MAX_LEN + 1)
         try:
             with pytest.raises(ContextLengthError):
@@ -277,7 +277,7 @@ def test_close_while_another_thread_waits(folder: Path) -> None:
 
     def wait() -> None:
         try:
-            results.append(classifier.classify([[5] * 8] * 600))
+            results.append(classifier.classify([[5 + i % 90] * 7 + [5 + i // 90] for i in range(600)]))
         except Exception as error:
             results.append(error)
 

@@ -81,6 +81,7 @@ def test_serve_help_names_every_flag_and_its_default() -> None:
         "--activation",
         "--max-batch-tokens",
         "--max-queue-tokens",
+        "--max-cache-bytes",
         "--drain-timeout",
         "--log-level",
     ):

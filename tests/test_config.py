@@ -26,6 +26,7 @@ BAD_NUMBERS = [
     (EngineConfig, "max_model_len", -5, ("1",)),
     (EngineConfig, "max_batch_tokens", 0, ("1",)),
     (EngineConfig, "max_queue_tokens", -1, ("1",)),
+    (EngineConfig, "max_cache_bytes", -1, ("0",)),
     (EngineConfig, "tokenizer_threads", 0, ("1",)),
     (ServerConfig, "port", -1, ("0", "65535")),
     (ServerConfig, "port", 65536, ("0", "65535")),

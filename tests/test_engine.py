@@ -67,6 +67,11 @@ def ids(first: int, length: int) -> TokenPrompt:
     return TokenPrompt([first, *([20] * (length - 1))])
 
 
+def several(first: int, length: int, count: int) -> list[TokenPrompt]:
+    """Prompts of one first id, no two the same: of equal ones in a request, one is queued."""
+    return [TokenPrompt([first, 21 + i, *([20] * (length - 2))]) for i in range(count)]
+
+
 async def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -384,12 +389,12 @@ async def test_a_caller_that_leaves_while_its_text_is_tokenized(bench: Bench, mo
 
 async def test_the_room_of_cancelled_requests_is_free_again(bench: Bench) -> None:
     await bench.busy()
-    gone = bench.call(*[ids(6, 20)] * 10)
+    gone = bench.call(*several(6, 20, 10))
     await until(lambda: bench.queued >= 180)  # one batch is prefetched
-    assert isinstance(await outcome(bench.call(*[ids(7, 20)] * 2)), QueueFullError)
+    assert isinstance(await outcome(bench.call(*several(7, 20, 2))), QueueFullError)
     gone.cancel()
     await until(gone.done)
-    again = bench.call(*[ids(8, 20)] * 9)
+    again = bench.call(*several(8, 20, 9))
     await until(lambda: bench.queued == 180)
     bench.gate.open()
     assert len(await again) == 9
@@ -400,9 +405,9 @@ async def test_the_room_of_cancelled_requests_is_free_again(bench: Bench) -> Non
 
 async def test_a_full_queue_refuses_and_recovers(bench: Bench) -> None:
     await bench.busy()
-    waiting = bench.call(*[ids(6, 19)] * 11)  # 209 tokens, more than the queue
+    waiting = bench.call(*several(6, 19, 11))  # 209 tokens, more than the queue
     assert isinstance(await outcome(waiting), TooLargeError)
-    waiting = bench.call(*[ids(6, 19)] * 10)
+    waiting = bench.call(*several(6, 19, 10))
     await until(lambda: bench.queued >= 171)
     refused = await outcome(bench.call(ids(7, 30)))
     assert isinstance(refused, QueueFullError)
@@ -416,7 +421,7 @@ async def test_a_full_queue_refuses_and_recovers(bench: Bench) -> None:
 
 async def test_a_request_larger_than_the_queue_is_told_to_split(bench: Bench) -> None:
     bench.gate.open()
-    error = await outcome(bench.call(*[ids(6, 25)] * 9))
+    error = await outcome(bench.call(*several(6, 25, 9)))
     assert isinstance(error, TooLargeError)
     assert error.status == 413
     assert "split" in error.message

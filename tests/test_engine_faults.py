@@ -25,7 +25,7 @@ from assay.errors import (
 )
 from assay.metrics import Metrics
 from assay.sequence import Options, Prediction, TextPrompt
-from tests.test_engine import PATIENCE, Bench, ids, outcome, until
+from tests.test_engine import PATIENCE, Bench, ids, outcome, several, until
 from tests.tiny import save_bert
 
 
@@ -210,14 +210,14 @@ async def test_a_wall_clock_that_jumps_changes_nothing(
 async def held(engine: Engine) -> Bench:
     bench = Bench(engine, Metrics())
     await bench.busy()
-    bench.call(*[ids(6, 20)] * 10)
+    bench.call(*several(6, 20, 10))
     await until(lambda: bench.queued >= 180)
     return bench
 
 
 async def test_503_where_the_operator_wants_it(make: Callable[..., Engine]) -> None:
     bench = await held(make(when_full="503"))
-    error = await outcome(bench.call(*[ids(7, 20)] * 2))
+    error = await outcome(bench.call(*several(7, 20, 2)))
     assert isinstance(error, OverloadedError)
     assert (error.status, error.retry_after) == (503, 1)
     bench.gate.open()
@@ -225,7 +225,7 @@ async def test_503_where_the_operator_wants_it(make: Callable[..., Engine]) -> N
 
 async def test_waiting_in_line_loses_nobody_and_keeps_the_order(make: Callable[..., Engine]) -> None:
     bench = await held(make(when_full="wait", tokenizer_threads=1))  # of two, the second may be done first
-    calls = [bench.call(*[ids(7 + i, 20)] * 4) for i in range(6)]
+    calls = [bench.call(*several(7 + i, 20, 4)) for i in range(6)]
     await until(lambda: bench.engine._admission.waiting == 6)
     assert bench.queued <= 200
     bench.gate.open()
@@ -238,7 +238,7 @@ async def test_waiting_in_line_loses_nobody_and_keeps_the_order(make: Callable[.
 
 async def test_who_leaves_the_line_makes_room(make: Callable[..., Engine]) -> None:
     bench = await held(make(when_full="wait"))
-    large = bench.call(*[ids(7, 20)] * 9)
+    large = bench.call(*several(7, 20, 9))
     small = bench.call(ids(8, 5))
     await until(lambda: bench.engine._admission.waiting == 2)
     large.cancel()
@@ -250,16 +250,16 @@ async def test_who_leaves_the_line_makes_room(make: Callable[..., Engine]) -> No
 
 async def test_in_line_a_deadline_holds(make: Callable[..., Engine]) -> None:
     bench = await held(make(when_full="wait"))
-    late = asyncio.create_task(bench.engine.classify([ids(7, 20)] * 5, deadline=time.monotonic() + 0.05))
+    late = asyncio.create_task(bench.engine.classify(several(7, 20, 5), deadline=time.monotonic() + 0.05))
     assert isinstance(await outcome(late), DeadlineError)
     assert bench.engine._admission.waiting == 0
-    assert isinstance(await outcome(bench.call(*[ids(7, 20)] * 11)), TooLargeError)
+    assert isinstance(await outcome(bench.call(*several(7, 20, 11))), TooLargeError)
     bench.gate.open()
 
 
 async def test_close_tells_those_in_line(make: Callable[..., Engine]) -> None:
     bench = await held(make(when_full="wait"))
-    waiting = bench.call(*[ids(7, 20)] * 5)
+    waiting = bench.call(*several(7, 20, 5))
     await until(lambda: bench.engine._admission.waiting == 1)
     closing = asyncio.create_task(asyncio.to_thread(bench.engine.close))
     bench.gate.open()
@@ -269,7 +269,7 @@ async def test_close_tells_those_in_line(make: Callable[..., Engine]) -> None:
 
 async def test_death_tells_those_in_line(make: Callable[..., Engine]) -> None:
     bench = await held(make(when_full="wait"))
-    waiting = bench.call(*[ids(7, 20)] * 5)
+    waiting = bench.call(*several(7, 20, 5))
     await until(lambda: bench.engine._admission.waiting == 1)
     bench.gate.error = RuntimeError("gone")
     bench.gate.let()

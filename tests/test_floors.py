@@ -77,7 +77,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.chat", "engine.vocabularies", "engine.truncation"),
     ("engine.tokenizer",),
     ("engine.encoder",),
-    ("engine.scheduler", "engine.admission", "engine.threads", "engine.waiter"),
+    ("engine.scheduler", "engine.admission", "engine.threads", "engine.waiter", "engine.cache"),
     ("engine.runner", "engine.windows", "engine.calibrated"),
     ("engine.loading",),
     ("engine.worker",),
@@ -148,7 +148,17 @@ LAZY_TABLES = {"assay", "assay.model.registry"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "base", "helpers", "helper", "manager"}
 
 # Plain data and policy: neither a device, nor a thread, nor an event loop.
-PURE = ("errors", "config", "sequence", "labels", "calibration", "dialects", "metrics", "engine.scheduler")
+PURE = (
+    "errors",
+    "config",
+    "sequence",
+    "labels",
+    "calibration",
+    "dialects",
+    "metrics",
+    "engine.scheduler",
+    "engine.cache",
+)
 HEAVY = {"torch", "transformers", "tokenizers", "threading", "asyncio", "concurrent", "multiprocessing"}
 
 # Who may know of what. Everything else may not.

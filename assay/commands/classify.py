@@ -25,6 +25,7 @@ _OF_SERVERS = (
     "name",
     "trust_request_chat_template",
     "max_queue_tokens",
+    "max_cache_bytes",
     "when_full",
     "priority_order",
     "tokenizer_threads",

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from assay.config import WhenFull
 from assay.errors import OverloadedError, QueueFullError, TooLargeError
+from assay.sequence import Prompt, TextPrompt, TokenPrompt
+
+_CHARACTERS_PER_TOKEN = 4
 
 
 class Admission:
@@ -84,3 +87,14 @@ class Admission:
 
     def _fits(self, tokens: int) -> bool:
         return self._queued() + self.tokenizing + tokens <= self.limit
+
+
+def estimated_tokens(prompt: Prompt) -> int:
+    """What stands for a prompt's tokens until they are counted."""
+    if isinstance(prompt, TokenPrompt):
+        return len(prompt.token_ids)
+    if isinstance(prompt, TextPrompt):
+        characters = len(prompt.text) + len(prompt.text_pair or "")
+    else:
+        characters = sum(len(str(message.get("content"))) for message in prompt.messages)
+    return characters // _CHARACTERS_PER_TOKEN + 1

@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Self, TypeVar
 
 from assay.config import EngineConfig
-from assay.engine.admission import Admission
+from assay.engine.admission import Admission, estimated_tokens
+from assay.engine.cache import ResultCache
 from assay.engine.encoder import PromptEncoder
 from assay.engine.loading import load
 from assay.engine.runner import Batch, ModelRunner
@@ -28,13 +29,12 @@ from assay.engine.worker import Worker
 from assay.errors import AssayError, DeadlineError, InternalError, RequestError, UnavailableError
 from assay.metrics import Metrics, ModelMetrics
 from assay.model.registry import LoadedModel
-from assay.sequence import ChatPrompt, Options, Prediction, Prompt, Sequence, TextPrompt, TokenPrompt
+from assay.sequence import ChatPrompt, Options, Prediction, Prompt, Sequence
 
 Result = TypeVar("Result")
 
 _log = logging.getLogger("assay.engine")
 _DEFAULTS = Options()
-_CHARACTERS_PER_TOKEN = 4  # stands for a text's tokens until they are counted
 
 
 class Engine:
@@ -73,6 +73,7 @@ class Engine:
             on_answers=lambda batch, answers: self._on_loop(self._deliver, batch, answers),
             on_death=lambda error: self._on_loop(self._die, error),
         )
+        self._cache = ResultCache(config.max_cache_bytes)
         self._waiters: dict[Sequence, Waiter] = {}
         self._active = 0  # classify calls that have been accepted and not answered
         self._idle = asyncio.Event()
@@ -85,6 +86,7 @@ class Engine:
         metrics.line_requests.set_function(lambda: self._admission.waiting)
         metrics.requests_in_flight.set_function(lambda: self._active)
         metrics.read_failures(lambda: self._worker.failures, lambda: self._threads.lost)
+        metrics.read_cache(lambda: self._cache.hits, lambda: self._cache.misses, lambda: self._cache.num_bytes)
         facts = {"architecture": model.architecture, "dtype": str(model.dtype).removeprefix("torch.")}
         metrics.describe(model.labels, **facts, device=model.device, max_model_len=max_model_len)
 
@@ -244,7 +246,7 @@ class Engine:
         """Sequences that have their room in the queue until `_score` puts them there."""
         started = time.monotonic()
         longest = self.config.max_queue_tokens + 1 if options.windowed else self.max_model_len
-        estimate = sum(min(_estimate(prompt), longest) for prompt in prompts)
+        estimate = sum(min(estimated_tokens(prompt), longest) for prompt in prompts)
         await self._admission.enter(estimate)
         admitted = time.monotonic()
         try:
@@ -263,13 +265,28 @@ class Engine:
         return sequences
 
     async def _score(self, sequences: list[Sequence]) -> list[Prediction]:
+        self._check_running()
+        waiter = Waiter(asyncio.get_running_loop().create_future(), sequences)
+        shared = len(sequences) - len(waiter.out)
+        for sequence in waiter.out:
+            if (known := self._cache.get(sequence)) is not None:
+                waiter.put(sequence, known)
+        if queued := waiter.out:
+            await self._queue(queued, waiter)
+        try:
+            predictions = await waiter.future
+        finally:
+            if left := waiter.out:
+                self._forget(left)
+        if shared:
+            self._metrics.shared_sequences.inc(shared)
+        return predictions
+
+    async def _queue(self, sequences: list[Sequence], waiter: Waiter) -> None:
         num_tokens = sum(sequence.num_tokens for sequence in sequences)
         await self._admission.enter(num_tokens, at_front=True)
         try:
-            self._check_available()  # it may have died while the prompts were tokenized
-            if self._worker.stopped:
-                raise UnavailableError("The engine is shutting down.")
-            waiter = Waiter(asyncio.get_running_loop().create_future(), len(sequences))
+            self._check_running()
             self._waiters.update(dict.fromkeys(sequences, waiter))
             self._worker.add(sequences)
         finally:
@@ -277,11 +294,12 @@ class Engine:
         if not self._waking:
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake_worker)
-        try:
-            return await waiter.future
-        finally:
-            if waiter.remaining:
-                self._forget(sequences)
+
+    def _check_running(self) -> None:
+        """It may have died, or been closed, while the prompts were tokenized or stood in line."""
+        self._check_available()
+        if self._worker.stopped:
+            raise UnavailableError("The engine is shutting down.")
 
     def _wake_worker(self) -> None:
         """At the end of this turn of the loop, so that what came together is computed together."""
@@ -303,8 +321,10 @@ class Engine:
         """On the loop: hand each answer to its waiter."""
         for sequence, answer in zip(batch.sequences, answers, strict=True):
             waiter = self._waiters.pop(sequence, None)
+            if isinstance(answer, Prediction):
+                self._cache.put(sequence, answer)
             if waiter is not None:
-                waiter.put(sequence.index, answer)
+                waiter.put(sequence, answer)
         self._metrics.observe_batch(batch.packed.num_tokens, batch.sequences)
 
     def _tokenizers_lost(self) -> None:
@@ -321,13 +341,3 @@ class Engine:
         for waiter in waiters:
             waiter.fail(error)
         self._admission.dismiss(error)
-
-
-def _estimate(prompt: Prompt) -> int:
-    if isinstance(prompt, TokenPrompt):
-        return len(prompt.token_ids)
-    if isinstance(prompt, TextPrompt):
-        characters = len(prompt.text) + len(prompt.text_pair or "")
-    else:
-        characters = sum(len(str(message.get("content"))) for message in prompt.messages)
-    return characters // _CHARACTERS_PER_TOKEN + 1

@@ -81,7 +81,7 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(tiny: Path) -> None:
     """Whatever the server's log says was answered has reached its caller, and what it never saw was not answered."""
     requests = [
         Request(
-            json.dumps({"input": [[5 + i % 50] * 30] * 20}).encode(),
+            json.dumps({"input": [[5 + (i + row) % 50] * 30 for row in range(20)]}).encode(),
             headers=(("content-type", "application/json"), ("x-request-id", f"load-{i}")),
         )
         for i in range(20_000)

@@ -111,7 +111,7 @@ def test_bytes_that_are_no_http(server: Server) -> None:
 
 
 def test_clients_that_hang_up_leave_nothing_behind(server: Server) -> None:
-    body = json.dumps({"input": [TEXT] * 500}).encode()
+    body = json.dumps({"input": long_texts(500)}).encode()
     head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
@@ -210,9 +210,8 @@ def test_the_checking_script_fails_a_wrong_server(wrong: Any, complaint: str) ->
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_under_load_drains(heavy: Path, number: signal.Signals) -> None:
     """What was accepted is answered, what comes later gets 503 or no connection, and the process ends with 0."""
-    text = "coffee was great " * 40
     with serving(heavy, "--drain-timeout", "60") as server, ThreadPoolExecutor(8) as pool:
-        accepted = [pool.submit(classify, server.url, input=[text] * 40) for _ in range(8)]
+        accepted = [pool.submit(classify, server.url, input=long_texts(40)) for _ in range(8)]
         wait_until_accepted(server, requests=8, inputs=40)
         server.process.send_signal(number)
         late: list[int] = []
@@ -232,6 +231,12 @@ def test_a_signal_under_load_drains(heavy: Path, number: signal.Signals) -> None
         assert "Traceback" not in server.log()
 
 
+def long_texts(count: int) -> list[str]:
+    """Of 118 words, no two the same: of equal ones in a request, one is computed."""
+    words = ("coffee", "was", "great")
+    return [" ".join([words[i // 3**place % 3] for place in range(7)] + [*words] * 37) for i in range(count)]
+
+
 def wait_until_accepted(server: Server, requests: int, inputs: int) -> None:
     """Until every request is in. Sequences that wait or are done are counted; up to two batches of 16 are neither."""
     assert inputs > 32
@@ -247,7 +252,7 @@ def wait_until_accepted(server: Server, requests: int, inputs: int) -> None:
 @pytest.mark.alone
 def test_a_second_signal_ends_it_at_once(heavy: Path) -> None:
     with serving(heavy) as server, ThreadPoolExecutor(1) as pool:
-        call = pool.submit(classify, server.url, input=["coffee was great " * 40] * 2000)
+        call = pool.submit(classify, server.url, input=long_texts(2000))
         wait_until_accepted(server, requests=1, inputs=2000)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
