@@ -309,6 +309,27 @@ def test_a_table_with_another_separator_is_not_one_column(tmp_path: Path, mark: 
     assert TextColumns.of(read_rows(path, header=False), None, None, None).text == "column_1"
 
 
+def test_csv_as_many_spreadsheets_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('id;text\n1;"great; really, great"\n2;bad\n')
+    reader = read_rows(path, delimiter=";")
+    assert reader.columns == ("id", "text")
+    assert [row.values["text"] for row in reader] == ["great; really, great", "bad"]
+
+
+@pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n"])
+def test_a_delimiter_that_is_none(tmp_path: Path, delimiter: str) -> None:
+    (tmp_path / "a.csv").write_text("id;text\n1;great\n")
+    with pytest.raises(ConfigError, match="it must be one character"):
+        read_rows(tmp_path / "a.csv", delimiter=delimiter)
+
+
+def test_a_delimiter_is_for_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("id\ttext\n1\tgreat\n")
+    with pytest.raises(ConfigError, match="that is for CSV; the input is tsv"):
+        read_rows(tmp_path / "a.tsv", delimiter=";")
+
+
 def test_no_column_of_text(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"text": [1, 2], "label": [0, 1]})
     with pytest.raises(ConfigError, match=r"No column is left that holds texts; .* are: 'text', 'label'"):

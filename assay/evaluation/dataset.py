@@ -63,7 +63,7 @@ class Dataset:
 def open_data(paths: Sequence[str], config: DataConfig) -> Reader:
     """Raises ConfigError for files that are not there, RequestError for those that cannot be read."""
     quotes = None if config.quotes == "auto" else config.quotes == "yes"
-    return read_rows(paths, config.input_format, not config.no_header, quotes)
+    return read_rows(paths, config.input_format, not config.no_header, quotes, config.delimiter)
 
 
 def read_dataset(reader: Reader, columns: Columns, on_error: OnError) -> Dataset:

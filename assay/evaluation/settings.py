@@ -29,6 +29,9 @@ class DataConfig:
     no_header: Annotated[bool, Setting("The first row of CSV and TSV is a row; columns are column_1, column_2, …")] = (
         False
     )
+    delimiter: Annotated[
+        str | None, Setting("What stands between fields of CSV: ';' in many of Excel's. Default: a comma.")
+    ] = None
     quotes: Annotated[Quotes, Setting('Whether fields may be written "in quotes". auto: in CSV, not in TSV.')] = "auto"
 
     def __post_init__(self) -> None:

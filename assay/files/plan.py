@@ -54,7 +54,7 @@ class Plan:
 def plan(inputs: Sequence[str], engine: EngineConfig, config: JobConfig) -> Plan:
     """Read the heads of the files, then load the model. Raises ConfigError, RequestError or CheckpointError."""
     quotes = None if config.quotes == "auto" else config.quotes == "yes"
-    reader = read_rows(inputs, config.input_format, not config.no_header, quotes)
+    reader = read_rows(inputs, config.input_format, not config.no_header, quotes, config.delimiter)
     columns = TextColumns.of(reader, config.text_column, config.text_pair_column, config.id_column)
     output, codec = _output_format(config, reader)
     if config.output != STDIO:
@@ -95,7 +95,7 @@ def _writer(output: Format, reader: Reader, added: Added, quotes: bool | None) -
             return JsonlWriter(added)
         case "parquet":
             return ArrowWriter(reader, added)
-    delimiter = "," if output == "csv" else "\t"
+    delimiter = reader.delimiter if output == reader.format else "," if output == "csv" else "\t"
     return DelimitedWriter(reader.columns, added, delimiter, output == "csv" if quotes is None else quotes)
 
 

@@ -22,20 +22,22 @@ from assay.files.sources import expand, file_size, format_of, is_file, name_of
 # Names that people give to the column with the text, and to those that are none.
 _TEXT_NAMES = {"text", "texts", "sentence", "review", "comment", "content", "body", "message", "document", "input"}
 _OTHER_NAMES = {"", "id", "idx", "index", "uid", "uuid", "label", "labels", "category", "class", "target", "score"}
-_DELIMITERS: dict[Format, str] = {"csv": ",", "tsv": "\t"}
 
 
 class Reader:
     """The rows of some files, in order, as often as they are asked for (of stdin and pipes: once).
 
     columns: of all files; of JSONL, those of the first rows. texts: those of them that may hold texts. format: one for
-    all. schema: of Parquet, else None. sample: the first objects of JSONL.
+    all. delimiter: between fields of CSV and TSV. schema: of Parquet, else None. sample: the first objects of JSONL.
     """
 
-    def __init__(self, sources: tuple[str, ...], form: Format, header: bool, quotes: bool) -> None:
+    def __init__(
+        self, sources: tuple[str, ...], form: Format, header: bool, quotes: bool, delimiter: str = ","
+    ) -> None:
         """Reads the head of every file, so that what does not fit is refused before any work. Raises RequestError."""
         self.sources = sources
         self.format = form
+        self.delimiter = "\t" if form == "tsv" else delimiter
         self._header = header
         self._quotes = quotes
         self._pipes: dict[str, Opened] = {}
@@ -89,7 +91,7 @@ class Reader:
     def _open(self, source: str) -> Opened:
         match self.format:
             case "csv" | "tsv":
-                return open_delimited(source, _DELIMITERS[self.format], self._header, self._quotes)
+                return open_delimited(source, self.delimiter, self._header, self._quotes)
             case "jsonl":
                 return open_jsonl(source)
             case "parquet":
@@ -120,16 +122,22 @@ def read_rows(
     format: str | None = None,  # noqa: A002
     header: bool = True,
     quotes: bool | None = None,
+    delimiter: str | None = None,
 ) -> Reader:
     """Read files, globs, or `-` for stdin; `.gz` and `.zst` too.
 
     format: csv, tsv, jsonl, parquet or text; None goes by the names. header: whether the first row of CSV and TSV names
     the columns, else they are column_1, column_2, …  quotes: whether a field may be written "in quotes"; None: in CSV.
+    delimiter: what stands between fields of CSV; None: a comma.
     Raises ConfigError for what is not there, RequestError for what cannot be read.
     """
     sources = expand([paths] if isinstance(paths, str | os.PathLike) else paths)
     form = format_of(sources, format)
-    return Reader(sources, form, header, form == "csv" if quotes is None else quotes)
+    if delimiter is not None and form != "csv":
+        raise ConfigError(f"delimiter is {delimiter!r}, and that is for CSV; the input is {form}.")
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise ConfigError(f"delimiter is {delimiter!r}; it must be one character, like ';', and no quote or line end.")
+    return Reader(sources, form, header, form == "csv" if quotes is None else quotes, delimiter or ",")
 
 
 def choose_text_column(
@@ -145,9 +153,10 @@ def choose_text_column(
             raise ConfigError(f"{option} is {asked!r}, and there is no such column. {listed}{_maybe_headless(columns)}")
         return asked
     if len(columns) == 1 and (mark := next((mark for mark in ";\t" if mark in columns[0]), None)):
+        hint = "--input-format tsv" if mark == "\t" else f"--delimiter '{mark}'"
         raise ConfigError(
-            f"The only column is {columns[0]!r}: its fields seem to be separated by {mark!r}. CSV has ',' between "
-            f"fields, TSV '\\t' (--input-format says which it is). If it is one column of texts, name it with {option}."
+            f"The only column is {columns[0]!r}: its fields seem to be separated by {mark!r}. Say so with "
+            f"{hint}. If it is one column of texts, name it with {option}."
         )
     possible = columns if texts is None else texts
     if columns and not possible:

@@ -38,6 +38,9 @@ class JobConfig:
     no_header: Annotated[bool, Setting("The first row of CSV and TSV is a row; columns are column_1, column_2, …")] = (
         False
     )
+    delimiter: Annotated[
+        str | None, Setting("What stands between fields of CSV, in and out: ';' in many of Excel's. Default: a comma.")
+    ] = None
     quotes: Annotated[Quotes, Setting('Whether fields may be written "in quotes". auto: in CSV, not in TSV.')] = "auto"
     overwrite: Annotated[bool, Setting("Replace the output, and what an unfinished other job left.")] = False
 
