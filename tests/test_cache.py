@@ -12,10 +12,9 @@ from assay.config import EngineConfig
 from assay.engine.cache import ResultCache
 from assay.engine.engine import Engine
 from assay.errors import InternalError, UnavailableError
-from assay.metrics import Metrics
 from assay.sequence import Prediction, Sequence, TextPrompt, Timings
 from tests.e2e.process import in_process
-from tests.test_engine import Bench, ids, outcome, several, until
+from tests.test_engine import Bench, benched, ids, outcome, several, until
 from tests.test_engine_faults import failing_for
 from tests.test_shared import counted
 from tests.tiny import save_bert
@@ -30,19 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def bench(folder: Path) -> AsyncIterator[Bench]:
-    metrics = Metrics()
-    config = EngineConfig(
-        str(folder), name="m", max_batch_tokens=20, max_queue_tokens=200, max_cache_bytes=100_000, when_full="wait"
-    )
-    engine = Engine.load(config, metrics)
-    engine.start()
-    bench = Bench(engine, metrics)
-    yield bench
-    bench.gate.open()
-    await asyncio.to_thread(engine.close)
-    for call in bench.calls:
-        call.cancel()
-    await asyncio.gather(*bench.calls, return_exceptions=True)
+    async with benched(folder, max_cache_bytes=100_000, when_full="wait") as bench:
+        yield bench
 
 
 def prediction(*scores: float, label: str = "x") -> Prediction:

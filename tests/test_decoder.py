@@ -25,7 +25,17 @@ from assay.model.registry import LoadedModel, load_model
 from assay.model.rotary import _SCALINGS, Rotary, _angles
 from assay.sequence import Sequence
 from tests.tiny import load_plain, rewrite_weights
-from tests.tiny_decoders import FAMILIES, VOCAB, logits_by_transformers, reload, rewrite_config, save_decoder, to_v4
+from tests.tiny_decoders import (
+    FAMILIES,
+    VOCAB,
+    Saved,
+    logits_by_transformers,
+    reload,
+    rewrite_config,
+    save_decoder,
+    saved_once,
+    to_v4,
+)
 
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
 ROUNDING = 2e-5  # against ourselves in other company: only the order of float32 sums differs
@@ -183,21 +193,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, PreTrainedModel]]:
-    """A case's folder and transformers' model, written once."""
-    done: dict[str, tuple[Path, PreTrainedModel]] = {}
-
-    def get(name: str) -> tuple[Path, PreTrainedModel]:
-        if name not in done:
-            family, config = CASES[name]
-            folder = tmp_path_factory.mktemp("decoder")
-            done[name] = folder, save_decoder(folder, family, seed=len(done), **config)
-        return done[name]
-
-    return get
-
-
-Saved = Callable[[str], tuple[Path, PreTrainedModel]]
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    return saved_once(CASES, tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,11 @@ class Bench:
             await asyncio.sleep(0.005)
 
 
-@pytest.fixture
-async def bench(folder: Path) -> AsyncIterator[Bench]:
-    metrics = Metrics()
-    engine = Engine.load(EngineConfig(str(folder), name="m", max_batch_tokens=20, max_queue_tokens=200), metrics)
+@asynccontextmanager
+async def benched(folder: Path, **settings: Any) -> AsyncIterator[Bench]:
+    """An engine with small limits, or with these, and its gate; closed at the end, whatever is still in flight."""
+    metrics, limits = Metrics(), {"max_batch_tokens": 20, "max_queue_tokens": 200}
+    engine = Engine.load(EngineConfig(str(folder), name="m", **limits | settings), metrics)
     engine.start()
     bench = Bench(engine, metrics)
     yield bench
@@ -140,6 +142,12 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
     for call in bench.calls:
         call.cancel()
     await asyncio.gather(*bench.calls, return_exceptions=True)
+
+
+@pytest.fixture
+async def bench(folder: Path) -> AsyncIterator[Bench]:
+    async with benched(folder) as bench:
+        yield bench
 
 
 # Answers.

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from assay.engine.runner import ModelRunner, form
 from assay.model import attention as attention_module
@@ -26,7 +25,7 @@ from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Prediction, Sequence
 from tests.families import NATIVE
 from tests.test_decoder import BITES, CASES, TOLERANCE, oracle, worst
-from tests.tiny_decoders import FAMILIES, VOCAB, save_decoder
+from tests.tiny_decoders import FAMILIES, VOCAB, Saved, saved_once
 
 BY_LENGTH = ("llama dynamic", "qwen3 dynamic", "gemma2 dynamic", "llama longrope", "phi3 longrope")
 SHARING = [
@@ -67,21 +66,8 @@ def load(folder: Path, **options: Any) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, PreTrainedModel]]:
-    """A case's folder and transformers' model, written once."""
-    done: dict[str, tuple[Path, PreTrainedModel]] = {}
-
-    def get(name: str) -> tuple[Path, PreTrainedModel]:
-        if name not in done:
-            family, config = CASES[name]
-            folder = tmp_path_factory.mktemp("decoder")
-            done[name] = folder, save_decoder(folder, family, seed=len(done), **config)
-        return done[name]
-
-    return get
-
-
-Saved = Callable[[str], tuple[Path, PreTrainedModel]]
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    return saved_once(CASES, tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("name", SHARING)

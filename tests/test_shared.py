@@ -12,7 +12,7 @@ from assay.errors import InternalError
 from assay.metrics import Metrics
 from assay.sequence import Options, Prediction, Sequence, TextPrompt, TokenPrompt
 from tests.e2e.process import in_process
-from tests.test_engine import Bench, alone, ids, outcome, until
+from tests.test_engine import Bench, alone, benched, ids, outcome, until
 from tests.test_engine_faults import failing_for
 from tests.tiny import save_bert
 
@@ -26,16 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def bench(folder: Path) -> AsyncIterator[Bench]:
-    metrics = Metrics()
-    engine = Engine.load(EngineConfig(str(folder), name="m", max_batch_tokens=20, max_queue_tokens=200), metrics)
-    engine.start()
-    bench = Bench(engine, metrics)
-    yield bench
-    bench.gate.open()
-    await asyncio.to_thread(engine.close)
-    for call in bench.calls:
-        call.cancel()
-    await asyncio.gather(*bench.calls, return_exceptions=True)
+    async with benched(folder) as bench:
+        yield bench
 
 
 def counted(metrics: Metrics, name: str) -> float:

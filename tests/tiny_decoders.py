@@ -5,7 +5,7 @@ Knows nothing of assay's own model code.
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,24 @@ def save_decoder(folder: Path, family: str, seed: int = 0, shard: str = "1GB", *
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, max_shard_size=shard)
     return model
+
+
+Saved = Callable[[str], tuple[Path, PreTrainedModel]]
+"""A case's name → its folder, and transformers' model."""
+
+
+def saved_once(cases: Mapping[str, tuple[str, dict[str, Any]]], new_folder: Callable[[str], Path]) -> Saved:
+    """Cases, as (family, config): each is written when it is first asked for."""
+    done: dict[str, tuple[Path, PreTrainedModel]] = {}
+
+    def get(name: str) -> tuple[Path, PreTrainedModel]:
+        if name not in done:
+            family, config = cases[name]
+            folder = new_folder("decoder")
+            done[name] = folder, save_decoder(folder, family, seed=len(done), **config)
+        return done[name]
+
+    return get
 
 
 def reload(folder: Path, family: str) -> PreTrainedModel:
