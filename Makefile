@@ -50,14 +50,14 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) torch==2.13.0
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(wildcard assay/csrc/*)
 	$(PIP) -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(wildcard assay/csrc/*)
 	$(PIP) -e '.[dev]'
 	touch $@
 
-$(VENV)/.installed-train: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed-train: $(VENV)/.torch pyproject.toml $(wildcard assay/csrc/*)
 	$(PIP) -e '.[train]'
 	touch $@

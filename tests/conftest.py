@@ -21,6 +21,22 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(params=[16, 8, 0], ids=["wide", "narrow", "torch"], scope="module")
+def vectors(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Everything with assay's own kernels, in each width of vectors, and without them. For whole files of tests."""
+    from assay.model import compiled
+
+    kernels = compiled.library()
+    if request.param and (kernels is None or kernels.assay_use(request.param) != request.param):
+        pytest.skip(f"no kernels of {request.param} lanes were compiled, or this CPU has no such vectors")
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.param:
+            patch.setattr(compiled, "library", lambda: None)
+        yield request.param
+    if kernels is not None:
+        kernels.assay_use(compiled.WIDEST)
+
+
 @pytest.fixture(autouse=True)
 def _logs_end_with_the_test() -> Iterator[None]:
     """The command line sets handlers on the stderr that it finds, which a test's capture closes at the test's end."""

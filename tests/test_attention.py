@@ -14,6 +14,8 @@ from assay.model.attention import attention
 from assay.model.batch import PackedBatch, pack, pick
 from assay.sequence import Sequence
 
+pytestmark = pytest.mark.usefixtures("vectors")
+
 TOLERANCE = 2e-6
 
 

@@ -22,6 +22,8 @@ from assay.sequence import Options, Prediction, Sequence, TextPrompt, TokenPromp
 from tests.tiny import bert_logits, bert_vocab, load_plain, rewrite_weights, save_bert
 from tests.wrong_attention import leaking, wrongly_scaled
 
+pytestmark = pytest.mark.usefixtures("vectors")
+
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
 ROUNDING = 2e-5  # against ourselves in other company: only the order of float32 sums differs
 BITES = 1e-2  # what a real mistake must exceed

@@ -37,6 +37,8 @@ from tests.tiny_decoders import (
     to_v4,
 )
 
+pytestmark = pytest.mark.usefixtures("vectors")
+
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
 ROUNDING = 2e-5  # against ourselves in other company: only the order of float32 sums differs
 BITES = 1e-2  # what a real mistake must exceed

@@ -22,6 +22,8 @@ from tests.tiny import load_plain, rewrite_weights
 from tests.tiny_encoders import AFTER_PAD, KINDS, USABLE, VOCAB_SIZE, encoder_logits, save_encoder, small
 from tests.wrong_attention import leaking, wrongly_scaled
 
+pytestmark = pytest.mark.usefixtures("vectors")
+
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
 ROUNDING = 2e-5  # against ourselves in other company
 BITES = 1e-2  # what a real mistake must exceed

@@ -51,6 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model.batch",),
     ("model.prefix",),
     ("model.company",),
+    ("model.compiled",),
     ("model.attention",),
     ("model.activation",),
     ("model.kernels",),

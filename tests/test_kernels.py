@@ -17,7 +17,10 @@ from assay.sequence import Sequence
 from tests.families import NATIVE, sequences_for
 from tests.tiny import load_plain, save_bert
 
-pytestmark = pytest.mark.skipif(not has_onednn(torch.device("cpu")), reason="these kernels are for x86 CPUs")
+pytestmark = [
+    pytest.mark.skipif(not has_onednn(torch.device("cpu")), reason="these kernels are for x86 CPUs"),
+    pytest.mark.usefixtures("vectors"),
+]
 
 SHAPES = ((36, 60), (384, 96), (65, 33))
 ROWS = (1, 2, 7, 8, 33, 300)

@@ -20,6 +20,8 @@ from assay.model.rotary import rotate
 from tests.tiny import load_plain
 from tests.tiny_modern import ours_of, reordered, save_modernbert, some_sequences, theirs_of, worst
 
+pytestmark = pytest.mark.usefixtures("vectors")
+
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
 ROUNDING = 2e-5  # against ourselves in other company: only the order of float32 sums differs
 BITES = 1e-2  # what a real mistake must exceed

@@ -27,6 +27,8 @@ from tests.families import NATIVE
 from tests.test_decoder import BITES, CASES, TOLERANCE, oracle, worst
 from tests.tiny_decoders import FAMILIES, VOCAB, Saved, saved_once
 
+pytestmark = pytest.mark.usefixtures("vectors")
+
 BY_LENGTH = ("llama dynamic", "qwen3 dynamic", "gemma2 dynamic", "llama longrope", "phi3 longrope")
 SHARING = [
     *FAMILIES, "llama 1 kv head", "mistral window 1", "phi3 window", "qwen2 layer_types", "gemma2 hard softcap",
@@ -143,14 +145,19 @@ def test_a_prefix_one_too_long_is_seen(family: str, saved: Saved, monkeypatch: p
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_wrong_mask_is_seen(family: str, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that stands at the top left, as is_causal does, so that answers do not see all of their prompt."""
+    """One that stands at the top left, as is_causal does, so that answers do not see all of their prompt; or, where no
+    mask is made, a prompt of which they see but the beginning."""
     ours, sequences = load(saved(family)[0]), company_of_prompts()
-    right, mask = scored(ours, sequences), attention_module._mask
+    right, mask, spans = scored(ours, sequences), attention_module._mask, attention_module._spans
 
     def top_left(length: int, causal: bool, window: Any, device: Any, queries: int, always: bool = False) -> Any:
         whole = mask(length, causal, window, device, length, always=True)
         return mask(length, causal, window, device, queries, always) if queries == length else whole[:queries]
 
+    def short(batch: PackedBatch, rows: Any) -> Any:
+        return ((start, length, first, min(prefix, 3)) for start, length, first, prefix in spans(batch, rows))
+
+    monkeypatch.setattr(attention_module, "_spans", short)
     monkeypatch.setattr(attention_module, "_mask", top_left)
     assert worst(right, scored(ours, sequences)) > BITES
 

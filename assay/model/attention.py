@@ -1,9 +1,12 @@
 """Attention over a packed batch, one signature for every model. No sequence sees another; knows no projections."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from assay.model import compiled
 from assay.model.batch import PackedBatch, Rows, Run
 
 Window = tuple[int, int]
@@ -30,13 +33,37 @@ def attention(
     q: [tokens, heads, head_dim], or [seqs, heads, head_dim] where `rows` says which token of each sequence asks.
     k, v: [tokens, kv_heads, head_dim], where kv_heads divides heads (GQA). Returns the shape of q.
     causal: a token sees nothing to its right. softcap: scores become cap * tanh(score / cap), as in Gemma 2.
-    Each run of equal-length sequences is one dense call, so no token is padding, and a mask is built only where a
-    window bites; there, blocks of queries are computed with the keys that they see. On a GPU all
-    sequences are one call of a varlen kernel, where there is one for what is asked.
-    Sequences that go on from a shared prefix see its keys ahead of their own, under a mask of their own rows.
+    All sequences are one call, where there is a kernel for what is asked: assay's own on a CPU, FlashAttention's on a
+    GPU. Everywhere else they are `by_runs`, which is the reference for both. Sequences that go on from a shared prefix
+    see its keys ahead of their own.
     """
+    if compiled.supports(q):
+        left, right = window or (None, None)
+        return compiled.attend(
+            q, k, v, _spans(batch, rows), rows or "all", scale, softcap, left, 0 if causal else right
+        )
     if q.is_cuda and not batch.prefixes and has_varlen(q, window, softcap, rows, causal):
         return by_varlen(q, k, v, batch, scale=scale, causal=causal, window=window, rows=rows)
+    return by_runs(q, k, v, batch, scale=scale, causal=causal, window=window, softcap=softcap, rows=rows)
+
+
+def by_runs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: PackedBatch,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: Window | None = None,
+    softcap: float | None = None,
+    rows: Rows | None = None,
+) -> Tensor:
+    """As `attention`, with what torch has everywhere, in any precision.
+
+    Each run of equal-length sequences is one dense call, so no token is padding, and a mask is built only where a
+    window bites; there, blocks of queries are computed with the keys that they see.
+    """
     seen_by_runs, seqs = [], 0
     for run in batch.runs if rows is not None else (*batch.prefixes, *batch.runs):  # in the order of their tokens
         k_run, v_run = _behind_prefix(k, run), _behind_prefix(v, run)
@@ -51,6 +78,14 @@ def attention(
         seen_by_runs.append(dense.transpose(1, 2).flatten(0, 1))
         seqs += run.count
     return torch.cat(seen_by_runs) if len(seen_by_runs) > 1 else seen_by_runs[0]
+
+
+def _spans(batch: PackedBatch, rows: Rows | None) -> Iterator[tuple[int, int, int, int]]:
+    """Where each sequence lies, and the prefix that it goes on from, in the order of their tokens."""
+    for run in batch.runs if rows is not None else (*batch.prefixes, *batch.runs):
+        prefix = (0, 0) if run.prefix is None else (run.prefix.start, run.prefix.length)
+        for start in range(run.start, run.start + run.count * run.length, run.length):
+            yield start, run.length, *prefix
 
 
 def has_varlen(q: Tensor, window: Window | None, softcap: float | None, rows: Rows | None, causal: bool) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from assay.model import compiled
 from assay.model.activation import activation
 
 # Our name of an activation → oneDNN's, which computes it while the product is still in the cache.
@@ -84,17 +85,19 @@ class Int8:
         self._weight = torch.ops.onednn.qlinear_prepack(whole, None)
         self._zeros = torch.zeros(len(weight), dtype=torch.int64)
         self._bias = None if bias is None else bias.float()
-        self._act = activation(act) if act else None
+        self._act = act
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        whole, scale = _in_8_bits(x)
+        whole, scale = compiled.quantize(x) if compiled.supports(x) else _in_8_bits(x)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             whole, 1.0, _ZERO, self._weight, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
+        if compiled.supports(x):
+            return compiled.finish(y, scale, self._bias, self._act, times)
         y.mul_(scale)
         if self._bias is not None:
             y.add_(self._bias)
-        y = y if self._act is None else self._act(y)
+        y = y if self._act is None else activation(self._act)(y)
         return y if times is None else y.mul_(times)
 
 
@@ -108,7 +111,7 @@ def _in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     vectors, and took half of the time of an int8 model. A half is added, for conversion cuts off.
     """
     scale = torch.maximum(x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True).neg_())
-    scale = scale.clamp_(min=torch.finfo(torch.float32).tiny).div_(127)
+    scale = scale.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
     return torch.mul(x, scale.reciprocal()).add_(_ZERO + 0.5).to(torch.int16).to(torch.uint8), scale
 
 

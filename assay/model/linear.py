@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from assay.model import compiled
 from assay.model.activation import activation
 from assay.model.kernels import Int8, Kernel, Plain, Prepacked, can_prepack
 
@@ -80,7 +81,7 @@ def prepare(trunk: nn.Module, head: nn.Module, int8: bool = False, deterministic
     """Give every product of a loaded model the fastest kernel that its weights and this machine allow.
 
     int8: in the trunk, whose weights are float32; heads stay as they are. deterministic: of kernels that treat any
-    number of rows alike; those of int8 do, but not the activations that follow them.
+    number of rows alike; those of int8 do, but torch's activations that follow them do not.
     """
 
     def prepacked(weight: Tensor, bias: Tensor | None, act: str | None) -> Kernel:
@@ -93,4 +94,4 @@ def prepare(trunk: nn.Module, head: nn.Module, int8: bool = False, deterministic
                 made.append(module.weight is not None and can_prepack(module.weight))
                 if made[-1]:
                     module.prepare(make)
-    return Prepared(any(made), deterministic and not int8 and all(made))
+    return Prepared(any(made), deterministic and all(made) and not (int8 and compiled.library() is None))

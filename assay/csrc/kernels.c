@@ -1,0 +1,161 @@
+/* What torch has no fast kernel for on a CPU: attention over a packed batch, and what surrounds 8-bit products.
+
+   Plain C, called with addresses (native.py); no Python, no torch. One set of kernels for each width of vectors, taken
+   by what the CPU has. Threads are OpenMP's, which are torch's own: its libgomp is in the process before this is. */
+
+#include <float.h>
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NONE, GELU, GELU_TANH, RELU, SILU, TANH };
+enum { ALL, FIRST, LAST };
+enum { QUERIES = 128 }; /* of a part */
+
+/* q: [tokens, heads, dim], or [sequences, heads, dim] where one query of each asks; k, v: [tokens, kv_heads, dim].
+   A token's floats lie q_row, k_row, v_row apart; out: as q, without gaps. A query sees the keys from `left` before its
+   place to `right` behind it. */
+struct attention {
+    const float *q, *k, *v;
+    float *out;
+    int64_t q_row, k_row, v_row, heads, kv_heads, dim, left, right;
+    float scale, softcap;
+};
+
+/* Neighbouring queries of one sequence: `count` of them, from `query` in q, which stand at `position` in it. They see
+   no more than `keys` keys from place `low` on, in panels `padded` keys. Places before `prefix` are the tokens from
+   `before` on, the others those from `start` on. split: whether they see both. */
+struct part {
+    int64_t query, count, position, low, keys, padded, prefix, before, start, kv_head;
+    int split;
+};
+
+static inline int64_t row_of(const struct part *part, int64_t key) {
+    int64_t place = part->low + key;
+    return place < part->prefix ? part->before + place : part->start + place - part->prefix;
+}
+
+#define FN2(name, lanes) name##_##lanes
+#define FN1(name, lanes) FN2(name, lanes)
+#define FN(name) FN1(name, LANES)
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define LANES 8
+#define ROWS 4
+#define VECTORS 2
+#include "lanes.h"
+#undef LANES
+#undef ROWS
+#undef VECTORS
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#define LANES 16
+#define ROWS 8
+#define VECTORS 4
+#include "lanes.h"
+#undef LANES
+#undef ROWS
+#undef VECTORS
+#pragma GCC pop_options
+
+static int lanes;
+
+/* Floats of a vector to compute with, 16 or 8, or fewer where `most` or the CPU wants that; 0 where there are no kernels
+   for it. To be called first. */
+int assay_use(int most) {
+    __builtin_cpu_init();
+    int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    lanes = wide && most >= 16 ? 16 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && most >= 8 ? 8 : 0;
+    return lanes;
+}
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* spans: [count][4], each sequence's first token and length, and those of the prefix that it goes on from. which: ALL
+   tokens ask, or the FIRST or the LAST of each sequence. Returns 0, or 1 where there is no memory. */
+int assay_attend(const float *q, const float *k, const float *v, float *out, int64_t q_row, int64_t k_row, int64_t v_row,
+                 int64_t heads, int64_t kv_heads, int64_t dim, const int64_t *spans, int64_t count, int which, float scale,
+                 float softcap, int64_t left, int64_t right) {
+    struct attention a = {q, k, v, out, q_row, k_row, v_row, heads, kv_heads, dim, left, right, scale, softcap};
+    int64_t parts = 0, most = 0, work = 0;
+    for (int64_t s = 0; s < count; s++) {
+        int64_t asked = which == ALL ? spans[4 * s + 1] : 1;
+        parts += (asked + QUERIES - 1) / QUERIES;
+        most = larger(most, spans[4 * s + 1] + spans[4 * s + 3]);
+        work += asked * (spans[4 * s + 1] + spans[4 * s + 3]);
+    }
+    struct part *all = malloc(larger(1, parts) * sizeof *all);
+    if (!all) return 1;
+    int64_t n = 0;
+    for (int64_t s = count - 1; s >= 0; s--) { /* the longest come last, and are begun first */
+        const int64_t *span = spans + 4 * s;
+        int64_t total = span[1] + span[3], asked = which == ALL ? span[1] : 1;
+        for (int64_t first = 0; first < asked; first += QUERIES) {
+            struct part *part = all + n++;
+            part->count = smaller(QUERIES, asked - first);
+            part->query = which == ALL ? span[0] + first : s;
+            part->position = which == ALL ? span[3] + first : which == FIRST ? 0 : total - 1;
+            part->low = larger(0, part->position - left);
+            part->keys = smaller(total, part->position + part->count + smaller(right, total)) - part->low;
+            part->padded = (part->keys + 2 * lanes - 1) / (2 * lanes) * 2 * lanes;
+            part->prefix = span[3];
+            part->before = span[2];
+            part->start = span[0];
+            part->split = part->low < part->prefix;
+        }
+    }
+    most = (most + 2 * lanes) / (2 * lanes) * 2 * lanes;
+    size_t wide = (dim + lanes - 1) / lanes * lanes, room = 4 * (most * (dim + 8 + wide) + wide);
+    int failed = 0;
+#pragma omp parallel if (work * heads * dim > 1 << 16)
+    {
+        float *scratch = malloc(room);
+        if (!scratch)
+#pragma omp atomic write
+            failed = 1;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < n * kv_heads; i++) {
+            if (!scratch) continue;
+            struct part part = all[i / kv_heads];
+            part.kv_head = i % kv_heads;
+            if (lanes == 16)
+                attend_part_16(&a, &part, scratch);
+            else
+                attend_part_8(&a, &part, scratch);
+        }
+        free(scratch);
+    }
+    free(all);
+    return failed;
+}
+
+/* x [rows, size], rows x_row apart → whole [rows, size] and scale [rows]: x = scale * (whole - 128), nearly. */
+void assay_quantize(const float *x, int64_t x_row, int64_t rows, int64_t size, uint8_t *whole, float *scale) {
+#pragma omp parallel for if (rows * size > 1 << 14)
+    for (int64_t i = 0; i < rows; i++) {
+        if (lanes == 16)
+            quantize_row_16(x + i * x_row, size, whole + i * size, scale + i);
+        else
+            quantize_row_8(x + i * x_row, size, whole + i * size, scale + i);
+    }
+}
+
+/* y [rows, size] = act(y * scale [rows] + bias [size]) * times [rows, size], in place; bias and times may be absent. */
+void assay_finish(float *y, int64_t rows, int64_t size, const float *scale, const float *bias, int act, const float *times) {
+#pragma omp parallel for if (rows * size > 1 << 14)
+    for (int64_t i = 0; i < rows; i++) {
+        float *row = y + i * size;
+        const float *factors = times ? times + i * size : 0;
+        if (lanes == 16)
+            finish_row_16(act, row, size, scale ? scale[i] : 1.0f, bias, factors);
+        else
+            finish_row_8(act, row, size, scale ? scale[i] : 1.0f, bias, factors);
+    }
+}

@@ -1,0 +1,354 @@
+/* The kernels of native.c for one width of vectors; included once for each.
+
+   LANES: floats of a vector. FN(name): the name in this width. ROWS, VECTORS: queries, and vectors of values, that are
+   computed at once, so many that their sums stay in registers. */
+
+#define VF FN(floats)
+#define VI FN(ints)
+typedef float VF __attribute__((vector_size(4 * LANES)));
+typedef int32_t VI __attribute__((vector_size(4 * LANES)));
+typedef float FN(anywhere) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#define LOAD(p) ((VF) * (const FN(anywhere) *)(p))
+#define STORE(p, x) (*(FN(anywhere) *)(p) = (x))
+#if LANES == 16
+#define SPLAT(x) ((VF)_mm512_set1_ps(x))
+#define MAX(a, b) ((VF)_mm512_max_ps((__m512)(a), (__m512)(b))) /* b where one is no number, so that it goes on */
+#define MIN(a, b) ((VF)_mm512_min_ps((__m512)(a), (__m512)(b)))
+#else
+#define SPLAT(x) ((VF)_mm256_set1_ps(x))
+#define MAX(a, b) ((VF)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define MIN(a, b) ((VF)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#endif
+#define TOUCH static inline __attribute__((always_inline))
+
+/* Of a vector whose first `left` floats, or all, are there. */
+TOUCH VF FN(load)(const float *from, int64_t left) {
+    if (left >= LANES) return LOAD(from);
+    VF x = {};
+    memcpy(&x, from, 4 * left);
+    return x;
+}
+
+TOUCH void FN(store)(float *to, VF x, int64_t left) {
+    if (left >= LANES)
+        STORE(to, x);
+    else
+        memcpy(to, &x, 4 * left);
+}
+
+/* e^x to two units in the last place; 0 where it is below 1e-38. */
+TOUCH VF FN(exp)(VF x) {
+    VI nothing = x < -87.0f;
+    x = MIN(SPLAT(88.0f), MAX(SPLAT(-87.0f), x));
+    VF n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest whole: 1.5 * 2^23 has no fractions */
+    VF r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    VF p = SPLAT(1.39262155e-3f);
+    p = p * r + 8.36317241e-3f;
+    p = p * r + 4.16665524e-2f;
+    p = p * r + 1.66665763e-1f;
+    p = p * r + 0.5f;
+    VF y = p * (r * r) + r + 1.0f;
+    y = (VF)((VI)y + (__builtin_convertvector(n, VI) << 23));
+    return (VF)((VI)y & ~nothing);
+}
+
+TOUCH VF FN(sigmoid)(VF x) { return 1.0f / (1.0f + FN(exp)(-x)); }
+
+/* A fit of tanh(x) / x to 3e-9 where x is small and the other form loses digits. */
+TOUCH VF FN(tanh)(VF x) {
+    VF size = (VF)((VI)x & 0x7fffffff), t = x * x;
+    VF p = SPLAT(-0.006233633495867252f);
+    p = p * t + 0.02103821560740471f;
+    p = p * t - 0.053842321038246155f;
+    p = p * t + 0.13332456350326538f;
+    p = p * t - 0.3333331048488617f;
+    p = p * t + 1.0f;
+    VF large = 1.0f - 2.0f / (1.0f + FN(exp)(2.0f * size));
+    VI near = size < 0.55f, sign = (VI)x & INT32_MIN;
+    return (VF)(((VI)(x * p) & near) | (((VI)large | sign) & ~near));
+}
+
+/* x Φ(x). Φ(-|x|) = e^(-x²/2) g(1 / (1 + 0.4 |x| / √2)) / 2, with g fitted to 3e-8. */
+TOUCH VF FN(gelu)(VF x) {
+    VF size = (VF)((VI)x & 0x7fffffff);
+    VF t = 1.0f / (1.0f + 0.282842712f * size);
+    VF g = SPLAT(-0.20025977492332458f);
+    g = g * t + 0.7091495394706726f;
+    g = g * t - 0.37091147899627686f;
+    g = g * t + 0.4682770371437073f;
+    g = g * t + 0.16182242333889008f;
+    g = g * t + 0.23192226886749268f;
+    VF tail = 0.5f * g * t * FN(exp)(-0.5f * x * x);
+    VI positive = x > 0.0f;
+    return x * (VF)(((VI)(1.0f - tail) & positive) | ((VI)tail & ~positive));
+}
+
+TOUCH VF FN(act)(int kind, VF x) {
+    switch (kind) {
+    case GELU:
+        return FN(gelu)(x);
+    case GELU_TANH:
+        return x * FN(sigmoid)(1.59576912f * (x + 0.044715f * x * x * x));
+    case RELU:
+        return MAX(SPLAT(0.0f), x);
+    case SILU:
+        return x * FN(sigmoid)(x);
+    case TANH:
+        return FN(tanh)(x);
+    default:
+        return x;
+    }
+}
+
+TOUCH VF FN(turned)(VF x, int by) {
+    VI from;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) from[i] = (i + by) % LANES;
+    return __builtin_shuffle(x, from);
+}
+
+/* Half against half, until one is left: all lanes hold the largest, or the sum. */
+TOUCH float FN(largest)(VF x) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) x = MAX(x, FN(turned)(x, half));
+    return x[0];
+}
+
+TOUCH float FN(sum)(VF x) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) x += FN(turned)(x, half);
+    return x[0];
+}
+
+/* m[i][j] → m[j][i], in as many steps as an index has bits: each swaps one bit of i with the same bit of j. */
+TOUCH void FN(transpose)(VF *m) {
+#pragma GCC unroll 4
+    for (int bit = 1; bit < LANES; bit *= 2) {
+        VI low, high;
+#pragma GCC unroll 16
+        for (int j = 0; j < LANES; j++) {
+            low[j] = j & bit ? LANES + j - bit : j;
+            high[j] = j & bit ? LANES + j : j + bit;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++)
+            if (!(i & bit)) {
+                VF a = m[i], b = m[i + bit];
+                m[i] = __builtin_shuffle(a, b, low);
+                m[i + bit] = __builtin_shuffle(a, b, high);
+            }
+    }
+}
+
+/* Keys [keys, dim] → panels of two vectors of keys, [dim][2 * LANES] each, repeating the last. */
+static void FN(lay_out)(const struct attention *a, const struct part *part, float *to) {
+    for (int64_t first = 0; first < part->padded; first += LANES) {
+        float *panel = to + first / (2 * LANES) * (2 * LANES) * a->dim + first % (2 * LANES);
+        const float *key[LANES];
+        for (int i = 0; i < LANES; i++) {
+            int64_t j = first + i < part->keys ? first + i : part->keys - 1;
+            key[i] = a->k + row_of(part, j) * a->k_row + part->kv_head * a->dim;
+        }
+        int64_t t = 0;
+        for (; t + LANES <= a->dim; t += LANES) {
+            VF m[LANES];
+            for (int i = 0; i < LANES; i++) m[i] = LOAD(key[i] + t);
+            FN(transpose)(m);
+            for (int i = 0; i < LANES; i++) STORE(panel + (t + i) * 2 * LANES, m[i]);
+        }
+        for (; t < a->dim; t++)
+            for (int i = 0; i < LANES; i++) panel[t * 2 * LANES + i] = key[i][t];
+    }
+}
+
+/* scores [rows][2 * LANES] of some queries and one panel of keys. */
+TOUCH void FN(score)(int rows, int64_t dim, const float *const *q, const float *panel, float *scores, int64_t stride) {
+    VF sums[ROWS][2] = {};
+    for (int64_t t = 0; t < dim; t++, panel += 2 * LANES) {
+        VF a = LOAD(panel), b = LOAD(panel + LANES);
+        for (int r = 0; r < rows; r++) {
+            VF one = SPLAT(q[r][t]);
+            sums[r][0] += one * a;
+            sums[r][1] += one * b;
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        STORE(scores + r * stride, sums[r][0]);
+        STORE(scores + r * stride + LANES, sums[r][1]);
+    }
+}
+
+/* out [rows][vectors * LANES] = weights [rows][from … to) values [from … to), each row times its factor. The first `own`
+   floats of it are a head's. */
+TOUCH void FN(mix)(int rows, int vectors, const float *weights, int64_t stride, const float *values, int64_t v_row,
+                   int64_t from, int64_t to, const float *factors, float *const *out, int64_t at, int64_t own) {
+    VF sums[4][VECTORS] = {};
+    for (int64_t j = from; j < to; j++) {
+        VF v[VECTORS];
+        for (int i = 0; i < vectors; i++) v[i] = LOAD(values + j * v_row + i * LANES);
+        for (int r = 0; r < rows; r++) {
+            VF one = SPLAT(weights[r * stride + j]);
+            for (int i = 0; i < vectors; i++) sums[r][i] += one * v[i];
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < vectors; i++) {
+            VF y = sums[r][i] * factors[r];
+            FN(store)(out[r] + at + i * LANES, y, own - i * LANES);
+        }
+}
+
+/* -∞ where a key is not among [from, to); [first, last) are whole vectors. */
+TOUCH void FN(hide)(float *s, int64_t from, int64_t to, int64_t first, int64_t last) {
+    VI place;
+    for (int i = 0; i < LANES; i++) place[i] = i;
+    for (int64_t j = first; j < last; j += LANES)
+        if (j < from || j + LANES > to) {
+            VI seen = (place >= (int32_t)(from - j)) & (place < (int32_t)(to - j));
+            STORE(s + j, (VF)(((VI)LOAD(s + j) & seen) | ((VI)SPLAT(-INFINITY) & ~seen)));
+        }
+}
+
+/* scale * score → cap * tanh(scale * score / cap), as Gemma 2 does. */
+TOUCH void FN(cap)(float *s, float scale, float cap, int64_t first, int64_t last) {
+    for (int64_t j = first; j < last; j += LANES) STORE(s + j, cap * FN(tanh)(LOAD(s + j) * (scale / cap)));
+}
+
+TOUCH float FN(top)(const float *s, int64_t first, int64_t last) {
+    VF most = SPLAT(-INFINITY);
+    for (int64_t j = first; j < last; j += LANES) most = MAX(most, LOAD(s + j));
+    return FN(largest)(most);
+}
+
+/* Scores → weights that are not yet divided by their sum, which is returned. */
+TOUCH float FN(weigh)(float *s, float top, float scale, int64_t first, int64_t last) {
+    VF sums = {};
+    for (int64_t j = first; j < last; j += LANES) {
+        VF weight = FN(exp)((LOAD(s + j) - top) * scale);
+        sums += weight;
+        STORE(s + j, weight);
+    }
+    return FN(sum)(sums);
+}
+
+#define AT_MOST(n, call)                                                                                                \
+    do {                                                                                                               \
+        if ((n) > 4) { enum { rows = ROWS }; call; }                                                                   \
+        else if ((n) > 2) { enum { rows = 4 }; call; }                                                                 \
+        else if ((n) > 1) { enum { rows = 2 }; call; }                                                                 \
+        else { enum { rows = 1 }; call; }                                                                              \
+    } while (0)
+
+/* Some queries of one sequence and one head of keys. */
+static void FN(attend_part)(const struct attention *a, const struct part *part, float *scratch) {
+    int64_t dim = a->dim, wide = (dim + LANES - 1) / LANES * LANES, group = a->heads / a->kv_heads;
+    float *keys = scratch, *scores = keys + part->padded * dim, *nowhere = scores + ROWS * part->padded, *own = nowhere + wide;
+    FN(lay_out)(a, part, keys);
+    const float *values = a->v + row_of(part, 0) * a->v_row + part->kv_head * dim;
+    int64_t v_row = a->v_row;
+    if (part->split || wide != dim) { /* values that do not lie evenly, or end within a vector */
+        for (int64_t j = 0; j < part->keys; j++) {
+            memcpy(own + j * wide, a->v + row_of(part, j) * a->v_row + part->kv_head * dim, 4 * dim);
+            memset(own + j * wide + dim, 0, 4 * (wide - dim));
+        }
+        values = own;
+        v_row = wide;
+    }
+    for (int64_t asked = 0; asked < part->count * group; asked += ROWS) {
+        int n = part->count * group - asked < ROWS ? part->count * group - asked : ROWS;
+        const float *q[ROWS];
+        float *out[ROWS], factors[ROWS];
+        int64_t from[ROWS], to[ROWS], first = part->keys, last = 0;
+        for (int r = 0; r < ROWS; r++) { /* rows beyond n repeat the last one's query */
+            int64_t one = asked + (r < n ? r : n - 1), i = one % part->count, head = part->kv_head * group + one / part->count;
+            int64_t position = part->position + i;
+            q[r] = a->q + (part->query + i) * a->q_row + head * dim;
+            out[r] = r < n ? a->out + ((part->query + i) * a->heads + head) * dim : nowhere;
+            from[r] = position - a->left > part->low ? position - a->left - part->low : 0;
+            to[r] = position + a->right + 1 - part->low < part->keys ? position + a->right + 1 - part->low : part->keys;
+            first = from[r] < first ? from[r] : first;
+            last = to[r] > last ? to[r] : last;
+        }
+        int64_t start = first / (2 * LANES) * 2 * LANES, end = (last + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
+        for (int64_t j = start; j < end; j += 2 * LANES)
+            AT_MOST(n, FN(score)(rows, dim, q, keys + j * dim, scores + j, part->padded));
+        float scale = a->softcap > 0.0f ? 1.0f : a->scale, tops[ROWS];
+        for (int r = 0; r < n; r++) {
+            if (a->softcap > 0.0f) FN(cap)(scores + r * part->padded, a->scale, a->softcap, start, end);
+            FN(hide)(scores + r * part->padded, from[r], to[r], start, end);
+            tops[r] = FN(top)(scores + r * part->padded, start, end);
+        }
+        for (int r = 0; r < n; r++)
+            factors[r] = 1.0f / FN(weigh)(scores + r * part->padded, tops[r], scale, start, end);
+        for (int r = 0; r < n; r += 4) {
+            const float *w = scores + r * part->padded;
+            int64_t at = 0;
+#define MIX(rows, vectors, own) FN(mix)(rows, vectors, w, part->padded, values + at, v_row, first, last, factors + r, out + r, at, own)
+            for (; at + VECTORS * LANES <= dim; at += VECTORS * LANES)
+                AT_MOST(n - r, MIX(rows < 4 ? rows : 4, VECTORS, VECTORS * LANES));
+            for (; at + 2 * LANES <= dim; at += 2 * LANES) AT_MOST(n - r, MIX(rows < 4 ? rows : 4, 2, 2 * LANES));
+            for (; at < dim; at += LANES) AT_MOST(n - r, MIX(rows < 4 ? rows : 4, 1, dim - at));
+#undef MIX
+        }
+    }
+}
+
+/* x [rows, size] → whole numbers around 128 and a scale for each row. A half is added, for conversion cuts off. */
+static void FN(quantize_row)(const float *x_row, int64_t size, uint8_t *whole, float *scale) {
+    VF most = {}, nothing = {}; /* no number times 0 is none either; an infinite one makes the scale so */
+    for (int64_t i = 0; i < size; i += LANES) {
+        VF x = FN(load)(x_row + i, size - i);
+        most = MAX(most, (VF)((VI)x & 0x7fffffff));
+        nothing += x * 0.0f;
+    }
+    float largest = FN(largest)(most) / 127.0f;
+    *scale = (largest > FLT_MIN ? largest : FLT_MIN) + FN(sum)(nothing);
+    float factor = 1.0f / *scale;
+    for (int64_t i = 0; i < size; i += LANES) {
+        typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+        VF y = FN(load)(x_row + i, size - i) * factor + 128.5f;
+        bytes eight = __builtin_convertvector(__builtin_convertvector(y, VI), bytes);
+        if (size - i >= LANES)
+            *(bytes *)(whole + i) = eight;
+        else
+            memcpy(whole + i, &eight, size - i);
+    }
+}
+
+/* y = act(y * scale + bias) * times. */
+TOUCH void FN(finish_by)(int kind, float *y, int64_t size, float scale, const float *bias, const float *times) {
+    for (int64_t i = 0; i < size; i += LANES) {
+        int64_t left = size - i;
+        VF x = FN(load)(y + i, left) * scale;
+        if (bias) x += FN(load)(bias + i, left);
+        x = FN(act)(kind, x);
+        if (times) x *= FN(load)(times + i, left);
+        FN(store)(y + i, x, left);
+    }
+}
+
+static void FN(finish_row)(int kind, float *y, int64_t size, float scale, const float *bias, const float *times) {
+    switch (kind) {
+#define CASE(kind)                                                                                                     \
+    case kind:                                                                                                         \
+        FN(finish_by)(kind, y, size, scale, bias, times);                                                              \
+        break
+        CASE(NONE);
+        CASE(GELU);
+        CASE(GELU_TANH);
+        CASE(RELU);
+        CASE(SILU);
+        CASE(TANH);
+#undef CASE
+    }
+}
+
+#undef VF
+#undef VI
+#undef LOAD
+#undef STORE
+#undef MAX
+#undef MIN
+#undef SPLAT
+#undef TOUCH
+#undef AT_MOST

@@ -1,0 +1,129 @@
+"""assay's own kernels in C (assay/csrc), where they were compiled and the CPU has AVX2 or AVX-512, on float32 tensors.
+
+They are compiled when the package is installed, if there is a C compiler; nothing needs them. Knows no model; who calls
+has made sure that `supports` says yes.
+"""
+
+import ctypes
+import logging
+from array import array
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Which = Literal["all", "first", "last"]
+"""Which tokens of a sequence ask."""
+
+_log = logging.getLogger("assay.model")
+_WHICH: dict[Which, int] = {"all": 0, "first": 1, "last": 2}
+_ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3, "silu": 4, "swish": 4, "tanh": 5}
+WIDEST = 16  # floats of a vector
+_ANYWHERE = 1 << 40  # further than any sequence is long
+
+_address, _size, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_ATTEND: list[Any] = [*[_address] * 4, *[_size] * 6, _address, _size, ctypes.c_int, _real, _real, _size, _size]
+_QUANTIZE: list[Any] = [_address, _size, _size, _size, _address, _address]
+_FINISH: list[Any] = [_address, _size, _size, _address, _address, ctypes.c_int, _address]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, or None where they were not compiled or the CPU has no vectors for them."""
+    found = find_spec("assay._kernels")
+    if found is None or found.origin is None:
+        _log.info("assay's kernels were not compiled: attention and int8 are torch's, and slower.")
+        return None
+    try:  # OpenMP's names are found in torch's own library of it, which is in the process by now
+        kernels = ctypes.CDLL(found.origin)
+    except OSError as error:
+        _log.info("assay's kernels do not load (%s): attention and int8 are torch's, and slower.", error)
+        return None
+    kernels.assay_attend.argtypes = _ATTEND
+    kernels.assay_quantize.argtypes = _QUANTIZE
+    kernels.assay_quantize.restype = None
+    kernels.assay_finish.argtypes = _FINISH
+    kernels.assay_finish.restype = None
+    return kernels if kernels.assay_use(WIDEST) else None
+
+
+def supports(x: Tensor) -> bool:
+    """Whether there are kernels for such a tensor."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Iterable[tuple[int, int, int, int]],
+    which: Which,
+    scale: float,
+    softcap: float | None,
+    left: int | None,
+    right: int | None,
+) -> Tensor:
+    """Attention within each sequence, as model/attention.py has it, in one call. Returns the shape of q.
+
+    q: [tokens, heads, head_dim], or [seqs, heads, head_dim] unless all ask. spans: of each sequence, its first token
+    and length, then its prefix's, or zeros. left, right: how far a token sees; None is to the end. A query's result
+    depends on its own sequence alone, to the last bit. Raises MemoryError.
+    """
+    q, k, v = (x if x.stride(1) == x.shape[2] and x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
+    flat = array("q", [number for span in spans for number in span])
+    out = torch.empty(q.shape)
+    kernels = library()
+    assert kernels is not None, "supports() said so"
+    failed = kernels.assay_attend(
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        out.data_ptr(),
+        q.stride(0),
+        k.stride(0),
+        v.stride(0),
+        q.shape[1],
+        k.shape[1],
+        q.shape[2],
+        flat.buffer_info()[0],
+        len(flat) // 4,
+        _WHICH[which],
+        scale,
+        softcap or 0.0,
+        _ANYWHERE if left is None else left,
+        _ANYWHERE if right is None else right,
+    )
+    if failed:
+        raise MemoryError("attention found no memory for its scores")
+    return out
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    rows, size = x.shape
+    whole, scale = torch.empty((rows, size), dtype=torch.uint8), torch.empty((rows, 1))
+    kernels = library()
+    assert kernels is not None, "supports() said so"
+    kernels.assay_quantize(x.data_ptr(), x.stride(0), rows, size, whole.data_ptr(), scale.data_ptr())
+    return whole, scale
+
+
+def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
+    """act(y * scale + bias) * times, in place of y [rows, size]. scale: [rows, 1]."""
+    kernels = library()
+    assert kernels is not None, "supports() said so"
+    assert y.is_contiguous()
+    assert times is None or times.is_contiguous()
+    kernels.assay_finish(
+        y.data_ptr(),
+        *y.shape,
+        scale.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        _ACTIVATIONS[act],
+        None if times is None else times.data_ptr(),
+    )
+    return y

@@ -1,0 +1,104 @@
+"""assay's own kernels against what torch computes, at sizes that do not fill their vectors."""
+
+import math
+import shutil
+
+import pytest
+import torch
+
+from assay.model import compiled
+from assay.model.activation import ACTIVATIONS, activation
+from assay.model.attention import attention, by_runs
+from assay.model.batch import pack
+from assay.model.kernels import _in_8_bits, has_onednn
+from assay.sequence import Sequence
+
+pytestmark = pytest.mark.usefixtures("vectors")
+
+SIZES = ((1, 1), (3, 15), (2, 16), (5, 33), (70, 300))
+
+
+@pytest.fixture(autouse=True)
+def _own(vectors: int) -> None:
+    if not vectors:
+        pytest.skip("nothing to compare")
+
+
+def test_they_are_compiled_where_they_can_be() -> None:
+    """A wheel without them would be slow and nobody would know."""
+    if shutil.which("cc") is None or not has_onednn(torch.device("cpu")):
+        pytest.skip("no C compiler, or another kind of CPU")
+    assert compiled.library() is not None
+
+
+@pytest.mark.parametrize("rows_size", SIZES, ids=str)
+def test_8_bits(rows_size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows_size, generator=generator) * 3
+    x[0] = 0
+    whole, scale = compiled.quantize(x)
+    expected, expected_scale = _in_8_bits(x)
+    assert torch.equal(scale, expected_scale)
+    assert int((whole.int() - expected.int()).abs().max()) <= 1  # a product and a sum, rounded once or twice
+    assert float(((whole.float() - 128) * scale - x).abs().max()) <= float(scale.max()) * 0.51
+    wide = torch.cat([x, x], dim=1)
+    assert torch.equal(compiled.quantize(wide[:, : x.shape[1]])[0], whole)
+
+
+@pytest.mark.parametrize("act", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("rows_size", SIZES, ids=str)
+def test_what_follows_a_product(act: str | None, rows_size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    y, times = (torch.randn(rows_size, generator=generator) * 4 for _ in "ab")
+    scale, bias = torch.rand(rows_size[0], 1, generator=generator), torch.randn(rows_size[1], generator=generator)
+    function = activation(act) if act else torch.nn.Identity()
+    for given_bias in (None, bias):
+        for given_times in (None, times):
+            exact = y.double() * scale.double() + (0 if given_bias is None else bias.double())
+            exact = function(exact) * (1 if given_times is None else times.double())
+            got = compiled.finish(y.clone(), scale, given_bias, act, given_times)
+            assert float(((got - exact).abs() / (1 + exact.abs())).max()) < 1e-6
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_what_is_no_number_stays_none(act: str) -> None:
+    """A broken model is told by its scores; a kernel may not mend them."""
+    y = torch.tensor([[math.nan, 1.0, -2.0]])
+    got = compiled.finish(y.clone(), torch.ones(1, 1), None, act, None)
+    assert got.isnan().tolist() == [[True, False, False]]
+    for odd in (math.nan, math.inf):
+        x = torch.ones(2, 40)
+        x[0, 3] = odd
+        _, scale = compiled.quantize(x)
+        assert torch.isfinite(scale).tolist() == [[False], [True]]
+    q = torch.ones(3, 2, 4)
+    q[1, 0, 2] = math.nan
+    seen = attention(q, torch.ones(3, 2, 4), torch.ones(3, 2, 4), pack([Sequence([1] * 3)]), scale=1.0)
+    assert seen[1, 0].isnan().all()
+    assert not seen[[0, 2]].isnan().any()
+
+
+@pytest.mark.parametrize("head_dim", [4, 32, 64, 80, 128])
+def test_long_sequences(head_dim: int) -> None:
+    """More queries than a part has, more keys than a panel, with what models of every kind ask for."""
+    batch = pack([Sequence([1] * length) for length in (1, 17, 129, 300)])
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(batch.num_tokens, heads, head_dim, generator=generator) for heads in (6, 2, 2))
+    for causal in (False, True):
+        for window in (None, (64, 64), (128, 0)):
+            for softcap in (None, 20.0):
+                options = {"scale": head_dim**-0.5, "causal": causal, "window": window, "softcap": softcap}
+                got, expected = attention(q, k, v, batch, **options), by_runs(q, k, v, batch, **options)  # type: ignore[arg-type]
+                assert float((got - expected).abs().max()) < 1e-5
+
+
+def test_threads_change_nothing() -> None:
+    batch = pack([Sequence([1] * length) for length in (40, 200, 200, 300)])
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(batch.num_tokens, 4, 32, generator=generator) for _ in "qkv")
+    before, threads = attention(q, k, v, batch, scale=0.2), torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert torch.equal(attention(q, k, v, batch, scale=0.2), before)
+    finally:
+        torch.set_num_threads(threads)
