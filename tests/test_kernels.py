@@ -1,16 +1,16 @@
 """Kernels against the plain product, one with another, and under every native family."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from assay.errors import ConfigError
+from assay.model import compiled
 from assay.model.activation import ACTIVATIONS
 from assay.model.batch import pack
-from assay.model.kernels import Int8, Kernel, Plain, Prepacked, can_prepack, has_bfloat16, has_onednn
+from assay.model.kernels import Int8, Kernel, Panels, Plain, Prepacked, fastest, has_bfloat16, has_onednn
 from assay.model.linear import GatedLinear, Linear, Prepared, prepare
 from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Sequence
@@ -34,45 +34,87 @@ def matrices(in_features: int, out_features: int, rows: int, seed: int = 0) -> t
     return weight, torch.randn(out_features, generator=generator), torch.randn(rows, in_features, generator=generator)
 
 
+def made(kernel: str, weight: Tensor, bias: Tensor | None, act: str | None = None) -> Kernel:
+    """A kernel by its name in KERNELS."""
+    match kernel:
+        case "plain":
+            return Plain(weight, bias, act)
+        case "panels":
+            if compiled.library() is None:
+                pytest.skip("without assay's own kernels")
+            return Panels(weight, bias, act)
+        case "int8":
+            return Int8(weight, bias, act)
+        case _:
+            return Prepacked(weight, bias, act, alike=kernel == "prepacked, alike")
+
+
+KERNELS = ("plain", "panels", "prepacked", "prepacked, alike", "int8")
+
+
+@pytest.mark.parametrize("kernel", KERNELS[1:4])
 @pytest.mark.parametrize("act", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("biased", [True, False])
-def test_prepacked_is_the_plain_product(act: str | None, biased: bool) -> None:
+def test_it_is_the_plain_product(kernel: str, act: str | None, biased: bool) -> None:
     for shape in SHAPES:
         for rows in ROWS:
             weight, bias, x = matrices(*shape, rows)
             given = bias if biased else None
             expected = Plain(weight, given, act)(x)
-            for alike in (False, True):
-                got = Prepacked(weight, given, act, alike)(x)
-                assert got.shape == expected.shape
-                assert float((got - expected).abs().max()) <= ROUNDING
+            got = made(kernel, weight, given, act)(x)
+            assert got.shape == expected.shape
+            assert float((got - expected).abs().max()) <= ROUNDING
 
 
-@pytest.mark.parametrize("kernel", [Plain, Prepacked, Int8])
-def test_a_product_may_be_multiplied_by_another(kernel: Any) -> None:
+@pytest.mark.parametrize("shape", [(3072, 64), (1024, 1024), (2000, 2048)], ids=str)
+def test_panels_of_many_columns_and_rows(shape: tuple[int, int]) -> None:
+    """Sums in several blocks, rows in several parts, and widths whose rows are cached over each other."""
+    for rows in (1, 12, 97, 200):
+        weight, bias, x = matrices(*shape, rows)
+        kernel, exact = made("panels", weight, bias), Plain(weight.double(), bias.double())(x.double())
+        got = kernel(x)
+        assert float((got - exact).abs().max()) <= ROUNDING
+        assert torch.equal(kernel(torch.cat([x, x], dim=1)[:, : shape[0]]), got)
+        times = made("panels", weight, None, "silu")(x)
+        assert float((kernel(x, times=times) - got * times).abs().max()) <= ROUNDING
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_rows(kernel: str) -> None:
+    weight, bias, x = matrices(48, 40, 1)
+    assert made(kernel, weight, bias)(x[:0]).shape == (0, 40)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_product_may_be_multiplied_by_another(kernel: str) -> None:
     weight, bias, x = matrices(48, 40, 9)
     times = torch.randn(9, 40, generator=torch.Generator().manual_seed(1))
-    made: Kernel = kernel(weight, bias)
-    assert float((made(x, times=times) - made(x) * times).abs().max()) <= ROUNDING
+    product = made(kernel, weight, bias)
+    assert float((product(x, times=times) - product(x) * times).abs().max()) <= ROUNDING
 
 
-def test_a_view_that_is_not_contiguous() -> None:
+@pytest.mark.parametrize("kernel", KERNELS[1:])
+def test_a_view_that_is_not_contiguous(kernel: str) -> None:
     weight, bias, x = matrices(40, 24, 10)
     wide = torch.cat([x, x], dim=1)[:, :40]
     assert not wide.is_contiguous()
-    for kernel in (Prepacked(weight, bias), Int8(weight, bias)):
-        assert torch.equal(kernel(wide), kernel(x))
+    product = made(kernel, weight, bias)
+    assert torch.equal(product(wide), product(x))
+    assert torch.equal(product(x.T.contiguous().T), product(x))
 
 
 @pytest.mark.parametrize("shape", [(384, 1536), (768, 256), (100, 36)])
-@pytest.mark.parametrize("act", [None, "gelu", "silu", "tanh", "int8"])
-def test_a_row_is_the_same_bits_among_any_others(shape: tuple[int, int], act: str | None) -> None:
+@pytest.mark.parametrize("act", [None, "gelu", "silu", "tanh"])
+@pytest.mark.parametrize("kernel", ["panels", "prepacked, alike", "int8"])
+def test_a_row_is_the_same_bits_among_any_others(kernel: str, act: str | None, shape: tuple[int, int]) -> None:
     weight, bias, x = matrices(*shape, 301)
-    kernel: Kernel = Int8(weight, bias) if act == "int8" else Prepacked(weight, bias, act, alike=True)
-    whole = kernel(x)
+    product = made(kernel, weight, bias, act)
+    if act and not product.alike:
+        pytest.skip("it does not say so")
+    whole = product(x)
     for rows in (1, 2, 3, 7, 8, 16, 31, 64, 255):
         for start in (0, 301 - rows):
-            assert torch.equal(kernel(x[start : start + rows]), whole[start : start + rows]), rows
+            assert torch.equal(product(x[start : start + rows]), whole[start : start + rows]), rows
 
 
 def test_int8_is_close_and_each_row_has_its_own_scale() -> None:
@@ -105,12 +147,12 @@ def test_weights_are_held_once(tmp_path: Path) -> None:
 
 def test_what_cannot_be_prepacked_stays_plain() -> None:
     half = torch.ones(4, 4, dtype=torch.float16)
-    assert not can_prepack(half)
-    assert not can_prepack(torch.ones(4, 4, device="meta"))
-    assert can_prepack(torch.ones(4, 4, dtype=torch.bfloat16)) is has_bfloat16()
+    for weight in (half, torch.ones(4, 4, device="meta"), torch.ones(4, 4, dtype=torch.bfloat16)):
+        kernel = fastest(weight, None, None, int8=False, alike=False)
+        assert isinstance(kernel, Prepacked) is (weight.dtype == torch.bfloat16 and has_bfloat16())
     layer = Linear(4, 4)
     layer.weight = torch.nn.Parameter(half, requires_grad=False)
-    assert prepare(torch.nn.Sequential(layer), torch.nn.Identity()) == Prepared(compiled=False, alike=False)
+    assert prepare(torch.nn.Sequential(layer), torch.nn.Identity()) == Prepared(recurring=False, alike=False)
     assert layer.weight is not None
 
 
@@ -123,7 +165,8 @@ def test_gated_linear_before_and_after() -> None:
     gate, up = (x @ weight.T + bias).chunk(2, dim=-1)
     expected = torch.nn.functional.silu(gate) * up
     assert float((layer(x) - expected).abs().max()) <= ROUNDING
-    assert prepare(layer, torch.nn.Identity()).compiled
+    assert prepare(layer, torch.nn.Identity()).alike is (compiled.library() is not None)
+    assert layer.weight is None
     assert float((layer(x) - expected).abs().max()) <= ROUNDING
 
 

@@ -47,7 +47,7 @@ def bert_vocab() -> list[str]:
 
 def load_plain(folder: Path, **options: Any) -> LoadedModel:
     """As it comes from the checkpoint, without kernels and company: its weights are parameters a test can change."""
-    with patch("assay.model.registry.prepare", lambda *_: Prepared(compiled=False, alike=False)):
+    with patch("assay.model.registry.prepare", lambda *_: Prepared(recurring=False, alike=False)):
         model = load_model(folder, **options)
     return replace(model, module=model.module.module) if isinstance(model.module, Shared) else model
 

@@ -6,13 +6,16 @@
 #include <float.h>
 #include <immintrin.h>
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { NONE, GELU, GELU_TANH, RELU, SILU, TANH };
 enum { ALL, FIRST, LAST };
-enum { QUERIES = 128 }; /* of a part */
+enum { QUERIES = 128 }; /* of a part of attention */
+enum { BLOCK = 384 };   /* columns of a product that are summed by themselves */
+enum { CHUNK = 96 };    /* rows of a part of a product */
 
 /* q: [tokens, heads, dim], or [sequences, heads, dim] where one query of each asks; k, v: [tokens, kv_heads, dim].
    A token's floats lie q_row, k_row, v_row apart; out: as q, without gaps. A query sees the keys from `left` before its
@@ -37,6 +40,14 @@ static inline int64_t row_of(const struct part *part, int64_t key) {
     return place < part->prefix ? part->before + place : part->start + place - part->prefix;
 }
 
+/* y [rows, out] = act(x Wᵀ + bias) * times, all but y as in multiply. */
+struct product {
+    const float *x, *weight, *bias, *times;
+    float *y;
+    int64_t x_row, y_row, in, out;
+    int act;
+};
+
 #define FN2(name, lanes) name##_##lanes
 #define FN1(name, lanes) FN2(name, lanes)
 #define FN(name) FN1(name, LANES)
@@ -46,10 +57,12 @@ static inline int64_t row_of(const struct part *part, int64_t key) {
 #define LANES 8
 #define ROWS 4
 #define VECTORS 2
+#define GROUP 6
 #include "lanes.h"
 #undef LANES
 #undef ROWS
 #undef VECTORS
+#undef GROUP
 #pragma GCC pop_options
 
 #pragma GCC push_options
@@ -57,10 +70,12 @@ static inline int64_t row_of(const struct part *part, int64_t key) {
 #define LANES 16
 #define ROWS 8
 #define VECTORS 4
+#define GROUP 12
 #include "lanes.h"
 #undef LANES
 #undef ROWS
 #undef VECTORS
+#undef GROUP
 #pragma GCC pop_options
 
 static int lanes;
@@ -74,6 +89,9 @@ int assay_use(int most) {
     lanes = wide && most >= 16 ? 16 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && most >= 8 ? 8 : 0;
     return lanes;
 }
+
+/* What assay_use said last. */
+int assay_lanes(void) { return lanes; }
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -154,8 +172,50 @@ void assay_finish(float *y, int64_t rows, int64_t size, const float *scale, cons
         float *row = y + i * size;
         const float *factors = times ? times + i * size : 0;
         if (lanes == 16)
-            finish_row_16(act, row, size, scale ? scale[i] : 1.0f, bias, factors);
+            finish_row_16(act, row, size, scale[i], bias, factors, row);
         else
-            finish_row_8(act, row, size, scale ? scale[i] : 1.0f, bias, factors);
+            finish_row_8(act, row, size, scale[i], bias, factors, row);
     }
+}
+
+/* weight [out, in] → packed, in panels for vectors of so many lanes: in * out floats, with out rounded up to 2 * lanes. */
+void assay_pack(int lanes, const float *weight, int64_t in, int64_t out, float *packed) {
+    int64_t wide = 2 * lanes;
+#pragma omp parallel for
+    for (int64_t first = 0; first < out; first += wide) {
+        if (lanes == 16)
+            pack_panel_16(weight, in, out, first, packed + first * in);
+        else
+            pack_panel_8(weight, in, out, first, packed + first * in);
+    }
+}
+
+/* y [rows, out] = act(x Wᵀ + bias [out]) * times [rows, out], rows of x x_row apart, of y and times y_row; bias and times
+   may be absent. A row's result does not depend on the others, to the last bit. Returns 0, or 1 where there is no memory. */
+int assay_multiply(int lanes, const float *x, int64_t x_row, int64_t rows, const float *packed, int64_t in, int64_t out,
+                   const float *bias, int act, const float *times, float *y, int64_t y_row) {
+    if (!rows) return 0;
+    struct product p = {x, packed, bias, times, y, x_row, y_row, in, out, act};
+    int64_t panels = (out + 2 * lanes - 1) / (2 * lanes), size = smaller(rows, CHUNK), chunks = (rows + size - 1) / size;
+    int64_t splits = smaller(panels, larger(1, 8 * omp_get_max_threads() / chunks)); /* so that nobody waits long */
+    int aside = x_row % 1024 == 0 && rows > CHUNK, failed = 0;
+#pragma omp parallel if (rows * in * out > 1 << 18)
+    {
+        float *copy = aside ? malloc(4 * size * (in + 16)) : 0;
+        if (aside && !copy)
+#pragma omp atomic write
+            failed = 1;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < chunks * splits; i++) {
+            int64_t first = i / splits * size, count = smaller(size, rows - first), split = i % splits;
+            int64_t from = panels * split / splits, to = panels * (split + 1) / splits;
+            if (aside && !copy) continue;
+            if (lanes == 16)
+                multiply_part_16(&p, first, count, from, to, copy);
+            else
+                multiply_part_8(&p, first, count, from, to, copy);
+        }
+        free(copy);
+    }
+    return failed;
 }

@@ -1,7 +1,7 @@
 /* The kernels of native.c for one width of vectors; included once for each.
 
    LANES: floats of a vector. FN(name): the name in this width. ROWS, VECTORS: queries, and vectors of values, that are
-   computed at once, so many that their sums stay in registers. */
+   computed at once; GROUP: rows of a product. So many that their sums stay in registers. */
 
 #define VF FN(floats)
 #define VI FN(ints)
@@ -68,19 +68,23 @@ TOUCH VF FN(tanh)(VF x) {
     return (VF)(((VI)(x * p) & near) | (((VI)large | sign) & ~near));
 }
 
-/* x Φ(x). Φ(-|x|) = e^(-x²/2) g(1 / (1 + 0.4 |x| / √2)) / 2, with g fitted to 3e-8. */
+/* x Φ(x) = x (1 + erf(x / √2)) / 2, with erf(z) / z as a fraction in z², fitted to 2e-8 where |z| < 3.92. */
 TOUCH VF FN(gelu)(VF x) {
-    VF size = (VF)((VI)x & 0x7fffffff);
-    VF t = 1.0f / (1.0f + 0.282842712f * size);
-    VF g = SPLAT(-0.20025977492332458f);
-    g = g * t + 0.7091495394706726f;
-    g = g * t - 0.37091147899627686f;
-    g = g * t + 0.4682770371437073f;
-    g = g * t + 0.16182242333889008f;
-    g = g * t + 0.23192226886749268f;
-    VF tail = 0.5f * g * t * FN(exp)(-0.5f * x * x);
-    VI positive = x > 0.0f;
-    return x * (VF)(((VI)(1.0f - tail) & positive) | ((VI)tail & ~positive));
+    VF z = MIN(SPLAT(3.92f), MAX(SPLAT(-3.92f), x * 0.70710678f)), t = z * z;
+    VF p = SPLAT(2.0347283680166584e-06f), q = SPLAT(3.8070636946940795e-05f);
+    p = p * t + 0.000287480594124645f;
+    q = q * t + 0.0011881269747391343f;
+    p = p * t + 0.003868374740704894f;
+    q = q * t + 0.015172390267252922f;
+    p = p * t + 0.0530606247484684f;
+    q = q * t + 0.11508507281541824f;
+    p = p * t + 0.19276514649391174f;
+    q = q * t + 0.5041653513908386f;
+    p = p * t + 1.128378987312317f;
+    q = q * t + 1.0f;
+    VI far = (VF)((VI)x & 0x7fffffff) > 5.54f, sign = (VI)x & INT32_MIN;
+    VF erf = (VF)(((VI)(z * p / q) & ~far) | (((VI)SPLAT(1.0f) | sign) & far)), half = 0.5f * x;
+    return half * erf + half;
 }
 
 TOUCH VF FN(act)(int kind, VF x) {
@@ -315,23 +319,23 @@ static void FN(quantize_row)(const float *x_row, int64_t size, uint8_t *whole, f
     }
 }
 
-/* y = act(y * scale + bias) * times. */
-TOUCH void FN(finish_by)(int kind, float *y, int64_t size, float scale, const float *bias, const float *times) {
+/* y = act(x * scale + bias) * times. */
+TOUCH void FN(finish_by)(int kind, const float *x, int64_t size, float scale, const float *bias, const float *times, float *y) {
     for (int64_t i = 0; i < size; i += LANES) {
         int64_t left = size - i;
-        VF x = FN(load)(y + i, left) * scale;
-        if (bias) x += FN(load)(bias + i, left);
-        x = FN(act)(kind, x);
-        if (times) x *= FN(load)(times + i, left);
-        FN(store)(y + i, x, left);
+        VF one = FN(load)(x + i, left) * scale;
+        if (bias) one += FN(load)(bias + i, left);
+        one = FN(act)(kind, one);
+        if (times) one *= FN(load)(times + i, left);
+        FN(store)(y + i, one, left);
     }
 }
 
-static void FN(finish_row)(int kind, float *y, int64_t size, float scale, const float *bias, const float *times) {
+static void FN(finish_row)(int kind, const float *x, int64_t size, float scale, const float *bias, const float *times, float *y) {
     switch (kind) {
 #define CASE(kind)                                                                                                     \
     case kind:                                                                                                         \
-        FN(finish_by)(kind, y, size, scale, bias, times);                                                              \
+        FN(finish_by)(kind, x, size, scale, bias, times, y);                                                           \
         break
         CASE(NONE);
         CASE(GELU);
@@ -340,6 +344,101 @@ static void FN(finish_row)(int kind, float *y, int64_t size, float scale, const 
         CASE(SILU);
         CASE(TANH);
 #undef CASE
+    }
+}
+
+/* W [out, in] → panels of two vectors of its rows, [in][2 * LANES] each, zeros behind the last. */
+static void FN(pack_panel)(const float *weight, int64_t in, int64_t out, int64_t first, float *panel) {
+    static const float zeros[LANES];
+    for (int half = 0; half < 2; half++, panel += LANES) {
+        int64_t t = 0;
+        for (; t + LANES <= in; t += LANES) {
+            VF m[LANES];
+            for (int i = 0; i < LANES; i++) {
+                int64_t row = first + half * LANES + i;
+                m[i] = LOAD(row < out ? weight + row * in + t : zeros);
+            }
+            FN(transpose)(m);
+            for (int i = 0; i < LANES; i++) STORE(panel + (t + i) * 2 * LANES, m[i]);
+        }
+        for (; t < in; t++)
+            for (int i = 0; i < LANES; i++) {
+                int64_t row = first + half * LANES + i;
+                panel[t * 2 * LANES + i] = row < out ? weight[row * in + t] : 0.0f;
+            }
+    }
+}
+
+/* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. */
+TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float *panel, int64_t in, const float *base,
+                           int64_t base_row, float *y) {
+    VF sums[GROUP][2] = {};
+    for (int64_t t = 0; t < in; t++, panel += 2 * LANES) {
+        VF a = LOAD(panel), b = LOAD(panel + LANES);
+        for (int r = 0; r < rows; r++) {
+            VF one = SPLAT(x[r * x_row + t]);
+            sums[r][0] += one * a;
+            sums[r][1] += one * b;
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        STORE(y + r * 2 * LANES, sums[r][0] + LOAD(base + r * base_row));
+        STORE(y + r * 2 * LANES + LANES, sums[r][1] + LOAD(base + r * base_row + LANES));
+    }
+}
+
+static void FN(multiply_group)(int rows, const float *x, int64_t x_row, const float *panel, int64_t in,
+                               const float *base, int64_t base_row, float *y) {
+    switch (rows) {
+#define CASE(n)                                                                                                        \
+    case n:                                                                                                            \
+        FN(multiply_by)(n, x, x_row, panel, in, base, base_row, y);                                                    \
+        break
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+        CASE(6);
+#if GROUP > 6
+        CASE(7);
+        CASE(8);
+        CASE(9);
+        CASE(10);
+        CASE(11);
+        CASE(12);
+#endif
+#undef CASE
+    }
+}
+
+/* Some rows and panels of a product: a panel times all of the rows, then the next. Summed in blocks, so that fewer
+   roundings follow one another. copy: room for the rows where their own places would be cached over each other. */
+static void FN(multiply_part)(const struct product *p, int64_t first, int64_t rows, int64_t from, int64_t to, float *copy) {
+    int64_t groups = (rows + GROUP - 1) / GROUP, x_row = copy ? p->in + 16 : p->x_row;
+    const float *x = p->x + first * p->x_row;
+    if (copy) {
+        for (int64_t row = 0; row < rows; row++) memcpy(copy + row * x_row, x + row * p->x_row, 4 * p->in);
+        x = copy;
+    }
+    for (int64_t panel = from; panel < to; panel++) {
+        int64_t column = panel * 2 * LANES, left = p->out - column < 2 * LANES ? p->out - column : 2 * LANES;
+        const float *weights = p->weight + column * p->in;
+        float bias[2 * LANES] = {}, sums[CHUNK * 2 * LANES];
+        if (p->bias) memcpy(bias, p->bias + column, 4 * left);
+        for (int64_t block = 0; block < p->in; block += BLOCK) {
+            int64_t in = p->in - block < BLOCK ? p->in - block : BLOCK;
+            for (int64_t i = 0; i < groups; i++) { /* of nearly equal size: a small one costs as much as a large one */
+                int64_t start = rows * i / groups, end = rows * (i + 1) / groups;
+                float *y = sums + start * 2 * LANES;
+                FN(multiply_group)(end - start, x + start * x_row + block, x_row, weights + block * 2 * LANES, in,
+                                   block ? y : bias, block ? 2 * LANES : 0, y);
+            }
+        }
+        for (int64_t row = 0; row < rows; row++) {
+            int64_t at = (first + row) * p->y_row + column;
+            FN(finish_row)(p->act, sums + row * 2 * LANES, left, 1.0f, 0, p->times ? p->times + at : 0, p->y + at);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ import ctypes
 import logging
 from array import array
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -27,6 +28,18 @@ _ANYWHERE = 1 << 40  # further than any sequence is long
 _address, _size, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ATTEND: list[Any] = [*[_address] * 4, *[_size] * 6, _address, _size, ctypes.c_int, _real, _real, _size, _size]
 _QUANTIZE: list[Any] = [_address, _size, _size, _size, _address, _address]
+_PACK: list[Any] = [ctypes.c_int, _address, _size, _size, _address]
+_MULTIPLY: list[Any] = [
+    ctypes.c_int,
+    _address,
+    *[_size] * 2,
+    _address,
+    *[_size] * 2,
+    _address,
+    ctypes.c_int,
+    *[_address] * 2,
+    _size,
+]
 _FINISH: list[Any] = [_address, _size, _size, _address, _address, ctypes.c_int, _address]
 
 
@@ -47,6 +60,9 @@ def library() -> ctypes.CDLL | None:
     kernels.assay_quantize.restype = None
     kernels.assay_finish.argtypes = _FINISH
     kernels.assay_finish.restype = None
+    kernels.assay_pack.argtypes = _PACK
+    kernels.assay_pack.restype = None
+    kernels.assay_multiply.argtypes = _MULTIPLY
     return kernels if kernels.assay_use(WIDEST) else None
 
 
@@ -126,4 +142,60 @@ def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times
         _ACTIVATIONS[act],
         None if times is None else times.data_ptr(),
     )
+    return y
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A weight [out_features, in_features] in the layout that vectors of so many lanes multiply with."""
+
+    panels: Tensor
+    in_features: int
+    out_features: int
+    lanes: int
+
+
+def pack(weight: Tensor) -> Packed:
+    """A weight [out_features, in_features], laid out anew."""
+    kernels = library()
+    assert kernels is not None, "supports() said so"
+    weight, lanes = weight.contiguous(), kernels.assay_lanes()
+    out_features, in_features = weight.shape
+    panels = torch.empty(-(-out_features // (2 * lanes)) * 2 * lanes * in_features)
+    kernels.assay_pack(lanes, weight.data_ptr(), in_features, out_features, panels.data_ptr())
+    return Packed(panels, in_features, out_features, lanes)
+
+
+def _apart(rows: int, size: int) -> Tensor:
+    """Room for [rows, size], such that neighbouring rows are not cached over each other."""
+    return torch.empty((rows, size)) if size % 1024 else torch.empty((rows, size + 16))[:, :size]
+
+
+def multiply(x: Tensor, weight: Packed, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
+    """act(x Wᵀ + bias) * times: [rows, in_features] → [rows, out_features]. Raises MemoryError.
+
+    A row's result does not depend on the others, to the last bit.
+    """
+    x = x if x.stride(1) == 1 else x.contiguous()
+    kernels, rows = library(), x.shape[0]
+    assert kernels is not None, "supports() said so"
+    assert x.shape[1] == weight.in_features
+    y = _apart(rows, weight.out_features)
+    assert times is None or times.stride() == y.stride()
+    failed = kernels.assay_multiply(
+        weight.lanes,
+        x.data_ptr(),
+        x.stride(0),
+        rows,
+        weight.panels.data_ptr(),
+        weight.in_features,
+        weight.out_features,
+        None if bias is None else bias.data_ptr(),
+        _ACTIVATIONS[act],
+        None if times is None else times.data_ptr(),
+        y.data_ptr(),
+        y.stride(0),
+    )
+    if failed:
+        raise MemoryError("a product found no memory for its rows")
     return y

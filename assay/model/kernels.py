@@ -1,4 +1,4 @@
-"""How act(x Wᵀ + b) is computed: as torch has it, with weights laid out for the CPU, or in 8-bit integers.
+"""How act(x Wᵀ + b) is computed: as torch has it, by assay's own kernel, by oneDNN's, or in 8-bit integers.
 
 A kernel holds the only copy of its weights, in the layout that it wants. Knows no layer and no checkpoint.
 """
@@ -28,13 +28,23 @@ _FUSED = {
 
 class Kernel(Protocol):
     """x [rows, in_features] → act(x Wᵀ + b) [rows, out_features]; without an activation, it may be multiplied by
-    `times`, of that shape."""
+    `times`, of that shape, which a kernel of the same kind has made.
+
+    recurring: whether it is slow for each number of rows that has not come before. alike: whether a row's result is the
+    same bits among any others.
+    """
+
+    recurring: bool
+    alike: bool
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor: ...
 
 
 class Plain:
     """torch's own product, on any device and in any precision. The reference that tests compare the others with."""
+
+    recurring = False
+    alike = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None) -> None:
         self.weight, self.bias = weight, bias
@@ -46,22 +56,42 @@ class Plain:
         return y if times is None else y * times
 
 
+class Panels:
+    """assay's own product of float32 (assay/csrc), with the weight in panels as wide as two of the CPU's vectors.
+
+    As fast as oneDNN's at many rows, up to twice as fast at few (docs/performance.md), and nothing is compiled for a
+    number of rows. A row's result does not depend on the others.
+    """
+
+    recurring = False
+    alike = True
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None) -> None:
+        self._weight = compiled.pack(weight)
+        self._bias = None if bias is None else bias.clone()
+        self._act = act
+
+    def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
+        return compiled.multiply(x, self._weight, self._bias, self._act, times)
+
+
 class Prepacked:
     """oneDNN's product, with the weight in the blocked layout that it computes in, and what follows fused.
 
-    Measured on AVX2 and AVX-512, it is the fastest at every number of rows but the very largest on AVX2
-    (docs/performance.md). A row's result does not depend on how many rows there are, but for a single one; `alike`
-    computes that as two.
+    For bfloat16, and for float32 where assay's own kernels were not compiled. It is compiled for each number of rows. A
+    row's result does not depend on how many there are, but for a single one; `alike` computes that as two.
     """
+
+    recurring = True
 
     def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None, alike: bool = False) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self._bias = None if bias is None else bias.clone()
         self._act, self._variant = _FUSED[act]
-        self._alike = alike
+        self.alike = alike
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        if self._alike and x.shape[0] == 1:
+        if self.alike and x.shape[0] == 1:
             return self(x.expand(2, -1), None if times is None else times.expand(2, -1).contiguous())[:1]
         x, product = x.contiguous(), torch.ops.mkldnn._linear_pointwise
         if times is None:
@@ -78,6 +108,8 @@ class Int8:
     No row's result depends on its neighbours, as it would with one scale for all of x.
     """
 
+    recurring = True
+
     def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None) -> None:
         weight = weight.float()
         self._scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
@@ -86,6 +118,7 @@ class Int8:
         self._zeros = torch.zeros(len(weight), dtype=torch.int64)
         self._bias = None if bias is None else bias.float()
         self._act = act
+        self.alike = compiled.supports(weight)  # torch's activations are not
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
         whole, scale = compiled.quantize(x) if compiled.supports(x) else _in_8_bits(x)
@@ -115,11 +148,20 @@ def _in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.mul(x, scale.reciprocal()).add_(_ZERO + 0.5).to(torch.int16).to(torch.uint8), scale
 
 
-def can_prepack(weight: Tensor) -> bool:
-    """Whether this machine has oneDNN's products for a weight of this precision and place."""
-    if not has_onednn(weight.device):
-        return False
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16())
+def fastest(weight: Tensor, bias: Tensor | None, act: str | None, int8: bool, alike: bool) -> Kernel | None:
+    """The kernel for a weight of this precision on this machine, or None where there is none but the plain one.
+
+    alike: a row's result is to be the same bits among any others, if that can be had.
+    """
+    if int8 and has_onednn(weight.device):
+        return Int8(weight, bias, act)
+    if compiled.supports(weight):
+        return Panels(weight, bias, act)
+    if has_onednn(weight.device) and (
+        weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16())
+    ):
+        return Prepacked(weight, bias, act, alike)
+    return None
 
 
 def has_onednn(device: torch.device) -> bool:

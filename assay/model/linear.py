@@ -5,16 +5,16 @@ Knows nothing of what a product means.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from assay.model import compiled
 from assay.model.activation import activation
-from assay.model.kernels import Int8, Kernel, Plain, Prepacked, can_prepack
+from assay.model.kernels import Kernel, Plain, fastest
 
-Make = Callable[[Tensor, Tensor | None, str | None], Kernel]
-"""(weight, bias, activation) → the kernel that computes with them."""
+Make = Callable[[Tensor, Tensor | None, str | None], Kernel | None]
+"""(weight, bias, activation) → the kernel that computes with them, or None for the plain one."""
 
 
 class Linear(nn.Module):
@@ -35,11 +35,14 @@ class Linear(nn.Module):
         assert self.weight is not None
         return Plain(self.weight, self.bias, self.act)(x)
 
-    def prepare(self, make: Make) -> None:
+    def prepare(self, make: Make) -> list[Kernel]:
         """Compute with a kernel of this kind from now on. The weights are the kernel's then, and no parameter's."""
         assert self.weight is not None, "it is prepared once"
         self._kernel = make(self.weight, self.bias, self.act)
+        if self._kernel is None:
+            return []
         self.weight = self.bias = None
+        return [self._kernel]
 
 
 class GatedLinear(nn.Module):
@@ -55,14 +58,20 @@ class GatedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self._kernels or self._make(Plain)
+        assert gate is not None
+        assert up is not None
         return up(x, times=gate(x))
 
-    def prepare(self, make: Make) -> None:
+    def prepare(self, make: Make) -> list[Kernel]:
         """As Linear's."""
-        self._kernels = self._make(make)
+        gate, up = self._make(make)
+        if gate is None or up is None:
+            return []
+        self._kernels = gate, up
         self.weight = self.bias = None
+        return [gate, up]
 
-    def _make(self, make: Make) -> tuple[Kernel, Kernel]:
+    def _make(self, make: Make) -> tuple[Kernel | None, Kernel | None]:
         assert self.weight is not None
         gate, up = self.weight.chunk(2)
         gate_bias, up_bias = (None, None) if self.bias is None else self.bias.chunk(2)
@@ -71,9 +80,9 @@ class GatedLinear(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """compiled: whether kernels are compiled for numbers of rows. alike: whether all treat any number of rows alike."""
+    """recurring, alike: whether any, and whether all of a model's products are, as model/kernels.py has it."""
 
-    compiled: bool
+    recurring: bool
     alike: bool
 
 
@@ -81,17 +90,15 @@ def prepare(trunk: nn.Module, head: nn.Module, int8: bool = False, deterministic
     """Give every product of a loaded model the fastest kernel that its weights and this machine allow.
 
     int8: in the trunk, whose weights are float32; heads stay as they are. deterministic: of kernels that treat any
-    number of rows alike; those of int8 do, but torch's activations that follow them do not.
+    number of rows alike, where there are.
     """
-
-    def prepacked(weight: Tensor, bias: Tensor | None, act: str | None) -> Kernel:
-        return Prepacked(weight, bias, act, alike=deterministic)
-
-    made = []
-    for part, make in ((trunk, Int8 if int8 else prepacked), (head, prepacked)):
+    kernels: list[Kernel] = []
+    plain = False
+    for part, is_int8 in ((trunk, int8), (head, False)):
+        make = partial(fastest, int8=is_int8, alike=deterministic)
         for module in part.modules():
             if isinstance(module, Linear | GatedLinear):
-                made.append(module.weight is not None and can_prepack(module.weight))
-                if made[-1]:
-                    module.prepare(make)
-    return Prepared(any(made), deterministic and all(made) and not (int8 and compiled.library() is None))
+                made = module.prepare(make)
+                kernels += made
+                plain = plain or not made
+    return Prepared(any(kernel.recurring for kernel in kernels), not plain and all(kernel.alike for kernel in kernels))

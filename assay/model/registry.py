@@ -166,7 +166,7 @@ def _prepared(model: LoadedModel, quantization: Quantization, deterministic: boo
     if isinstance(module, TextClassifier):
         prepared = prepare(module.trunk, module.head, quantization == "int8", deterministic)
         shares = module.shares_prefixes and not deterministic and _is_exact(model, quantization)
-        module, alike = Filled(module) if prepared.compiled else module, prepared.alike
+        module, alike = Filled(module) if prepared.recurring else module, prepared.alike
         module = Shared(module) if shares else module
     if deterministic:
         module = Apart(module) if alike else Alone(module)
