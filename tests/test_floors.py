@@ -51,7 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model.batch",),
     ("model.prefix",),
     ("model.company",),
-    ("model.compiled",),
+    ("model.compiled", "model.memory"),
     ("model.attention",),
     ("model.activation",),
     ("model.kernels",),

@@ -10,7 +10,7 @@ from assay.errors import ConfigError
 from assay.model import compiled
 from assay.model.activation import ACTIVATIONS
 from assay.model.batch import pack
-from assay.model.kernels import Int8, Kernel, Panels, Plain, Prepacked, fastest, has_bfloat16, has_onednn
+from assay.model.kernels import Int8, Kernel, Panels, Plain, Prepacked, PrepackedInt8, fastest, has_bfloat16, has_onednn
 from assay.model.linear import GatedLinear, Linear, Prepared, prepare
 from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Sequence
@@ -44,12 +44,17 @@ def made(kernel: str, weight: Tensor, bias: Tensor | None, act: str | None = Non
                 pytest.skip("without assay's own kernels")
             return Panels(weight, bias, act)
         case "int8":
+            if not compiled.has_bytes():
+                pytest.skip("without a product of 8-bit integers of our own")
             return Int8(weight, bias, act)
+        case "prepacked int8":
+            return PrepackedInt8(weight, bias, act)
         case _:
             return Prepacked(weight, bias, act, alike=kernel == "prepacked, alike")
 
 
-KERNELS = ("plain", "panels", "prepacked", "prepacked, alike", "int8")
+KERNELS = ("plain", "panels", "prepacked", "prepacked, alike", "int8", "prepacked int8")
+IN_8_BITS = KERNELS[4:]
 
 
 @pytest.mark.parametrize("kernel", KERNELS[1:4])
@@ -105,7 +110,7 @@ def test_a_view_that_is_not_contiguous(kernel: str) -> None:
 
 @pytest.mark.parametrize("shape", [(384, 1536), (768, 256), (100, 36)])
 @pytest.mark.parametrize("act", [None, "gelu", "silu", "tanh"])
-@pytest.mark.parametrize("kernel", ["panels", "prepacked, alike", "int8"])
+@pytest.mark.parametrize("kernel", ["panels", "prepacked, alike", *IN_8_BITS])
 def test_a_row_is_the_same_bits_among_any_others(kernel: str, act: str | None, shape: tuple[int, int]) -> None:
     weight, bias, x = matrices(*shape, 301)
     product = made(kernel, weight, bias, act)
@@ -117,23 +122,41 @@ def test_a_row_is_the_same_bits_among_any_others(kernel: str, act: str | None, s
             assert torch.equal(product(x[start : start + rows]), whole[start : start + rows]), rows
 
 
-def test_int8_is_close_and_each_row_has_its_own_scale() -> None:
+@pytest.mark.parametrize("kernel", IN_8_BITS)
+def test_int8_is_close_and_each_row_has_its_own_scale(kernel: str) -> None:
     weight, bias, x = matrices(256, 128, 40)
     x[7] *= 1000  # an outlier's neighbours do not notice
-    exact, got = Plain(weight, bias)(x), Int8(weight, bias)(x)
+    exact, got = Plain(weight, bias)(x), made(kernel, weight, bias)(x)
     error = (got - exact).square().mean(dim=1).sqrt() / (exact - bias).square().mean(dim=1).sqrt()
     assert float(error.max()) < 0.02
     assert float(error.min()) > 1e-5, "this was not computed in 8 bits"
 
 
-def test_int8_of_nothing_but_zeros() -> None:
+@pytest.mark.parametrize("act", [None, "gelu"])
+@pytest.mark.parametrize("shape", [*SHAPES, (3072, 40), (1024, 1024), (7, 1)], ids=str)
+def test_both_products_in_8_bits_are_one(shape: tuple[int, int], act: str | None) -> None:
+    for rows in (1, 13, 97):
+        weight, bias, x = matrices(*shape, rows)
+        ours, theirs = made("int8", weight, bias, act)(x), made("prepacked int8", weight, bias, act)(x)
+        assert float((ours - theirs).abs().max()) <= ROUNDING
+
+
+@pytest.mark.parametrize("kernel", IN_8_BITS)
+def test_int8_of_nothing_but_zeros(kernel: str) -> None:
     weight, bias, x = matrices(32, 16, 3)
     x[1] = 0
     weight[2] = 0
-    got = Int8(weight, bias)(x)
+    got = made(kernel, weight, bias)(x)
     assert torch.isfinite(got).all()
     assert torch.equal(got[1], bias)
     assert float(got[0, 2]) == float(bias[2])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_no_number_stays_none(kernel: str) -> None:
+    weight, bias, x = matrices(32, 16, 3)
+    x[1, 5] = float("nan")
+    assert made(kernel, weight, bias)(x).isnan().any(dim=1).tolist() == [False, True, False]
 
 
 def test_weights_are_held_once(tmp_path: Path) -> None:

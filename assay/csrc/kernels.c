@@ -48,6 +48,17 @@ struct product {
     int act;
 };
 
+/* The same in whole numbers, in a multiple of four: x around 128, with a scale for each row and each column. */
+struct product8 {
+    const uint8_t *x;
+    const int8_t *weight;
+    const int32_t *base;
+    const float *row_scale, *column_scale, *bias, *times;
+    float *y;
+    int64_t x_row, y_row, in, out;
+    int act;
+};
+
 #define FN2(name, lanes) name##_##lanes
 #define FN1(name, lanes) FN2(name, lanes)
 #define FN(name) FN1(name, LANES)
@@ -68,6 +79,9 @@ struct product {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #define LANES 16
+#define BYTES_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")))
+#define SPLAT_INT(x) ((VI)_mm512_set1_epi32(x))
+#define BYTES(sum, a, b) ((VI)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b)))
 #define ROWS 8
 #define VECTORS 4
 #define GROUP 12
@@ -89,6 +103,9 @@ int assay_use(int most) {
     lanes = wide && most >= 16 ? 16 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && most >= 8 ? 8 : 0;
     return lanes;
 }
+
+/* Whether this CPU multiplies bytes four at a time. */
+int assay_has_bytes(void) { return lanes == 16 && __builtin_cpu_supports("avx512vnni"); }
 
 /* What assay_use said last. */
 int assay_lanes(void) { return lanes; }
@@ -154,14 +171,16 @@ int assay_attend(const float *q, const float *k, const float *v, float *out, int
     return failed;
 }
 
-/* x [rows, size], rows x_row apart → whole [rows, size] and scale [rows]: x = scale * (whole - 128), nearly. */
-void assay_quantize(const float *x, int64_t x_row, int64_t rows, int64_t size, uint8_t *whole, float *scale) {
+/* x [rows, size], rows x_row apart → whole [rows, size], whole_row apart, and scale [rows]: x = scale * (whole - 128),
+   nearly. */
+void assay_quantize(const float *x, int64_t x_row, int64_t rows, int64_t size, uint8_t *whole, int64_t whole_row,
+                    float *scale) {
 #pragma omp parallel for if (rows * size > 1 << 14)
     for (int64_t i = 0; i < rows; i++) {
         if (lanes == 16)
-            quantize_row_16(x + i * x_row, size, whole + i * size, scale + i);
+            quantize_row_16(x + i * x_row, size, whole + i * whole_row, scale + i);
         else
-            quantize_row_8(x + i * x_row, size, whole + i * size, scale + i);
+            quantize_row_8(x + i * x_row, size, whole + i * whole_row, scale + i);
     }
 }
 
@@ -218,4 +237,29 @@ int assay_multiply(int lanes, const float *x, int64_t x_row, int64_t rows, const
         free(copy);
     }
     return failed;
+}
+
+/* As assay_pack, of whole numbers: in, rounded up to a multiple of 4, times out bytes. base: an int32 for each column, out
+   rounded up. */
+void assay_pack8(const int8_t *weight, int64_t in, int64_t out, int8_t *packed, int32_t *base) {
+    int64_t wide = (in + 3) / 4 * 4;
+#pragma omp parallel for
+    for (int64_t first = 0; first < out; first += 32)
+        pack8_panel_16(weight, in, out, first, packed + first * wide, base + first);
+}
+
+/* y [rows, out] = act(row_scale * column_scale * ((x - 128) Wᵀ) + bias) * times, with x and W whole numbers; `in` is a
+   multiple of 4. Everything else is as in assay_multiply. */
+void assay_multiply8(const uint8_t *x, int64_t x_row, const float *row_scale, int64_t rows, const int8_t *packed,
+                     const int32_t *base, const float *column_scale, int64_t in, int64_t out, const float *bias, int act,
+                     const float *times, float *y, int64_t y_row) {
+    if (!rows) return;
+    struct product8 p = {x, packed, base, row_scale, column_scale, bias, times, y, x_row, y_row, in, out, act};
+    int64_t panels = (out + 31) / 32, size = smaller(rows, CHUNK), chunks = (rows + size - 1) / size;
+    int64_t splits = smaller(panels, larger(1, 8 * omp_get_max_threads() / chunks));
+#pragma omp parallel for schedule(dynamic, 1) if (rows * in * out > 1 << 20)
+    for (int64_t i = 0; i < chunks * splits; i++) {
+        int64_t first = i / splits * size, split = i % splits;
+        multiply8_part_16(&p, first, smaller(size, rows - first), panels * split / splits, panels * (split + 1) / splits);
+    }
 }

@@ -412,6 +412,13 @@ static void FN(multiply_group)(int rows, const float *x, int64_t x_row, const fl
     }
 }
 
+/* Have a part of y brought into the cache while its sums are computed: it was written long ago, or never, and a store that
+   waits for its place stops everything. */
+TOUCH void FN(fetch)(const float *y, int64_t y_row, int64_t rows) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < 2 * LANES; i += 16) __builtin_prefetch(y + row * y_row + i, 1);
+}
+
 /* Some rows and panels of a product: a panel times all of the rows, then the next. Summed in blocks, so that fewer
    roundings follow one another. copy: room for the rows where their own places would be cached over each other. */
 static void FN(multiply_part)(const struct product *p, int64_t first, int64_t rows, int64_t from, int64_t to, float *copy) {
@@ -431,6 +438,7 @@ static void FN(multiply_part)(const struct product *p, int64_t first, int64_t ro
             for (int64_t i = 0; i < groups; i++) { /* of nearly equal size: a small one costs as much as a large one */
                 int64_t start = rows * i / groups, end = rows * (i + 1) / groups;
                 float *y = sums + start * 2 * LANES;
+                if (!block) FN(fetch)(p->y + (first + start) * p->y_row + column, p->y_row, end - start);
                 FN(multiply_group)(end - start, x + start * x_row + block, x_row, weights + block * 2 * LANES, in,
                                    block ? y : bias, block ? 2 * LANES : 0, y);
             }
@@ -441,6 +449,87 @@ static void FN(multiply_part)(const struct product *p, int64_t first, int64_t ro
         }
     }
 }
+
+#ifdef BYTES
+/* W [out, in] of whole numbers → panels as multiply8_by wants them, [in / 4][2 * LANES][4], zeros behind the last; in base,
+   what x's 128s come to. */
+static void FN(pack8_panel)(const int8_t *weight, int64_t in, int64_t out, int64_t first, int8_t *panel, int32_t *base) {
+    for (int64_t i = 0; i < 2 * LANES; i++) base[i] = 0;
+    for (int64_t t = 0; t < in; t += 4)
+        for (int64_t i = 0; i < 2 * LANES; i++)
+            for (int64_t j = 0; j < 4; j++) {
+                int8_t one = first + i < out && t + j < in ? weight[(first + i) * in + t + j] : 0;
+                panel[(t * 2 * LANES) + i * 4 + j] = one;
+                base[i] -= 128 * one;
+            }
+}
+
+/* y [rows][2 * LANES] = x [rows][in] times one panel, in whole numbers, on top of `base` of each column; then as floats,
+   times a scale of each column. Four neighbours in x are multiplied at once. */
+TOUCH BYTES_TARGET void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t in,
+                                         const int32_t *base, const float *scale, float *y) {
+    VI sums[GROUP][2];
+    for (int r = 0; r < rows; r++) memcpy(sums[r], base, sizeof sums[r]);
+    for (int64_t t = 0; t < in; t += 4, panel += 8 * LANES) {
+        VI a, b;
+        memcpy(&a, panel, sizeof a);
+        memcpy(&b, panel + 4 * LANES, sizeof b);
+        for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, x + r * x_row + t, 4);
+            VI one = SPLAT_INT(four);
+            sums[r][0] = BYTES(sums[r][0], one, a);
+            sums[r][1] = BYTES(sums[r][1], one, b);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < 2; i++)
+            STORE(y + (2 * r + i) * LANES, __builtin_convertvector(sums[r][i], VF) * LOAD(scale + i * LANES));
+}
+
+static BYTES_TARGET void FN(multiply8_group)(int rows, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t in,
+                                             const int32_t *base, const float *scale, float *y) {
+    switch (rows) {
+#define CASE(n)                                                                                                        \
+    case n:                                                                                                            \
+        FN(multiply8_by)(n, x, x_row, panel, in, base, scale, y);                                                      \
+        break
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+        CASE(6);
+        CASE(7);
+        CASE(8);
+        CASE(9);
+        CASE(10);
+        CASE(11);
+        CASE(12);
+#undef CASE
+    }
+}
+
+/* As multiply_part, in whole numbers, which need no blocks: their sums are exact. */
+static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t rows, int64_t from, int64_t to) {
+    int64_t groups = (rows + GROUP - 1) / GROUP;
+    for (int64_t panel = from; panel < to; panel++) {
+        int64_t column = panel * 2 * LANES, left = p->out - column < 2 * LANES ? p->out - column : 2 * LANES;
+        float sums[CHUNK * 2 * LANES];
+        for (int64_t i = 0; i < groups; i++) {
+            int64_t start = rows * i / groups, end = rows * (i + 1) / groups;
+            FN(fetch)(p->y + (first + start) * p->y_row + column, p->y_row, end - start);
+            FN(multiply8_group)(end - start, p->x + (first + start) * p->x_row, p->x_row, p->weight + column * p->in, p->in,
+                                p->base + column, p->column_scale + column, sums + start * 2 * LANES);
+        }
+        for (int64_t row = 0; row < rows; row++) {
+            int64_t at = (first + row) * p->y_row + column;
+            FN(finish_row)(p->act, sums + row * 2 * LANES, left, p->row_scale[first + row], p->bias ? p->bias + column : 0,
+                           p->times ? p->times + at : 0, p->y + at);
+        }
+    }
+}
+#endif
 
 #undef VF
 #undef VI

@@ -25,22 +25,26 @@ _ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu
 WIDEST = 16  # floats of a vector
 _ANYWHERE = 1 << 40  # further than any sequence is long
 
-_address, _size, _real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_ATTEND: list[Any] = [*[_address] * 4, *[_size] * 6, _address, _size, ctypes.c_int, _real, _real, _size, _size]
-_QUANTIZE: list[Any] = [_address, _size, _size, _size, _address, _address]
-_PACK: list[Any] = [ctypes.c_int, _address, _size, _size, _address]
-_MULTIPLY: list[Any] = [
-    ctypes.c_int,
-    _address,
-    *[_size] * 2,
-    _address,
-    *[_size] * 2,
-    _address,
-    ctypes.c_int,
-    *[_address] * 2,
-    _size,
-]
-_FINISH: list[Any] = [_address, _size, _size, _address, _address, ctypes.c_int, _address]
+# p: an address, n: an int64, i: an int, f: a float; then what comes back.
+_SIGNATURES = {
+    "assay_use": ("i", "i"),
+    "assay_lanes": ("", "i"),
+    "assay_has_bytes": ("", "i"),
+    "assay_attend": ("pppp nnnnnn pn i ff nn", "i"),
+    "assay_pack": ("i p nn p", "-"),
+    "assay_multiply": ("i pnn pnn p i p pn", "i"),
+    "assay_quantize": ("p nnn pn p", "-"),
+    "assay_finish": ("p nn pp i p", "-"),
+    "assay_pack8": ("p nn pp", "-"),
+    "assay_multiply8": ("pn pn ppp nn p i p pn", "-"),
+}
+_TYPES: dict[str, Any] = {
+    "p": ctypes.c_void_p,
+    "n": ctypes.c_int64,
+    "i": ctypes.c_int,
+    "f": ctypes.c_float,
+    "-": None,
+}
 
 
 @cache
@@ -55,14 +59,10 @@ def library() -> ctypes.CDLL | None:
     except OSError as error:
         _log.info("assay's kernels do not load (%s): attention and int8 are torch's, and slower.", error)
         return None
-    kernels.assay_attend.argtypes = _ATTEND
-    kernels.assay_quantize.argtypes = _QUANTIZE
-    kernels.assay_quantize.restype = None
-    kernels.assay_finish.argtypes = _FINISH
-    kernels.assay_finish.restype = None
-    kernels.assay_pack.argtypes = _PACK
-    kernels.assay_pack.restype = None
-    kernels.assay_multiply.argtypes = _MULTIPLY
+    for name, (arguments, result) in _SIGNATURES.items():
+        function = getattr(kernels, name)
+        function.argtypes = [_TYPES[letter] for letter in arguments.replace(" ", "")]
+        function.restype = _TYPES[result]
     return kernels if kernels.assay_use(WIDEST) else None
 
 
@@ -122,10 +122,14 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, size = x.shape
     whole, scale = torch.empty((rows, size), dtype=torch.uint8), torch.empty((rows, 1))
+    _quantize(x, whole, scale)
+    return whole, scale
+
+
+def _quantize(x: Tensor, whole: Tensor, scale: Tensor) -> None:
     kernels = library()
     assert kernels is not None, "supports() said so"
-    kernels.assay_quantize(x.data_ptr(), x.stride(0), rows, size, whole.data_ptr(), scale.data_ptr())
-    return whole, scale
+    kernels.assay_quantize(x.data_ptr(), x.stride(0), *x.shape, whole.data_ptr(), whole.stride(0), scale.data_ptr())
 
 
 def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
@@ -198,4 +202,64 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None, act: str | None, ti
     )
     if failed:
         raise MemoryError("a product found no memory for its rows")
+    return y
+
+
+def has_bytes() -> bool:
+    """Whether there is a product of 8-bit integers for this CPU (AVX512-VNNI)."""
+    kernels = library()
+    return kernels is not None and bool(kernels.assay_has_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Packed8:
+    """A weight of 8-bit integers in panels, a scale for each of its rows, and what is added to each column."""
+
+    panels: Tensor
+    base: Tensor
+    scale: Tensor
+    in_features: int
+    out_features: int
+
+
+def pack8(whole: Tensor, scale: Tensor) -> Packed8:
+    """Whole numbers [out_features, in_features] and the scale of each row, laid out anew."""
+    kernels = library()
+    assert kernels is not None, "has_bytes() said so"
+    out_features, in_features = whole.shape
+    columns, wide = -(-out_features // 32) * 32, -(-in_features // 4) * 4
+    panels, base = torch.empty(columns * wide, dtype=torch.int8), torch.empty(columns, dtype=torch.int32)
+    scales = torch.zeros(columns)
+    scales[:out_features] = scale
+    kernels.assay_pack8(whole.contiguous().data_ptr(), in_features, out_features, panels.data_ptr(), base.data_ptr())
+    return Packed8(panels, base, scales, in_features, out_features)
+
+
+def multiply8(x: Tensor, weight: Packed8, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
+    """As `multiply`, with each row of x as 8-bit integers and a scale, found as it comes."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    kernels, rows = library(), x.shape[0]
+    assert kernels is not None, "has_bytes() said so"
+    assert x.shape[1] == weight.in_features
+    wide = -(-weight.in_features // 4) * 4
+    whole = torch.empty((rows, wide if wide % 1024 else wide + 64), dtype=torch.uint8)
+    scale, y = torch.empty(rows), _apart(rows, weight.out_features)
+    assert times is None or times.stride() == y.stride()
+    _quantize(x, whole, scale)
+    kernels.assay_multiply8(
+        whole.data_ptr(),
+        whole.stride(0),
+        scale.data_ptr(),
+        rows,
+        weight.panels.data_ptr(),
+        weight.base.data_ptr(),
+        weight.scale.data_ptr(),
+        wide,
+        weight.out_features,
+        None if bias is None else bias.data_ptr(),
+        _ACTIVATIONS[act],
+        None if times is None else times.data_ptr(),
+        y.data_ptr(),
+        y.stride(0),
+    )
     return y
