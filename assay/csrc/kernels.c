@@ -197,6 +197,37 @@ void assay_finish(float *y, int64_t rows, int64_t size, const float *scale, cons
     }
 }
 
+/* x [tokens, heads, size], tokens x_row and heads x_head apart → y, without gaps: each head over its root mean square, times
+   weight [size] + more. */
+void assay_normalize(const float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, int64_t size,
+                     const float *weight, float eps, float more, float *y) {
+#pragma omp parallel for if (tokens * heads * size > 1 << 14)
+    for (int64_t i = 0; i < tokens; i++)
+        for (int64_t head = 0; head < heads; head++) {
+            const float *from = x + i * x_row + head * x_head;
+            float *to = y + (i * heads + head) * size;
+            if (lanes == 16)
+                normalize_row_16(from, size, weight, eps, more, to);
+            else
+                normalize_row_8(from, size, weight, eps, more, to);
+        }
+}
+
+/* x as above → y, without gaps: each head's first dim floats turned by its token's cos and sin [tokens, dim]. */
+void assay_turn(const float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, int64_t size,
+                const float *cos, const float *sin, int64_t dim, float *y) {
+#pragma omp parallel for if (tokens * heads * size > 1 << 14)
+    for (int64_t i = 0; i < tokens; i++)
+        for (int64_t head = 0; head < heads; head++) {
+            const float *from = x + i * x_row + head * x_head;
+            float *to = y + (i * heads + head) * size;
+            if (lanes == 16)
+                turn_head_16(from, size, cos + i * dim, sin + i * dim, dim, to);
+            else
+                turn_head_8(from, size, cos + i * dim, sin + i * dim, dim, to);
+        }
+}
+
 /* weight [out, in] → packed, in panels for vectors of so many lanes: in * out floats, with out rounded up to 2 * lanes. */
 void assay_pack(int lanes, const float *weight, int64_t in, int64_t out, float *packed) {
     int64_t wide = 2 * lanes;

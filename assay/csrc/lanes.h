@@ -347,6 +347,30 @@ static void FN(finish_row)(int kind, const float *x, int64_t size, float scale, 
     }
 }
 
+/* y = x / rms(x) * weight, or times 1 + weight. */
+static void FN(normalize_row)(const float *x, int64_t size, const float *weight, float eps, float more, float *y) {
+    VF squares = {};
+    for (int64_t i = 0; i < size; i += LANES) {
+        VF one = FN(load)(x + i, size - i);
+        squares += one * one;
+    }
+    float factor = 1.0f / sqrtf(FN(sum)(squares) / size + eps);
+    for (int64_t i = 0; i < size; i += LANES)
+        FN(store)(y + i, FN(load)(x + i, size - i) * factor * (FN(load)(weight + i, size - i) + more), size - i);
+}
+
+/* A head turned by the angles whose cosines and sines are given: its first `dim` floats, halves paired. */
+static void FN(turn_head)(const float *x, int64_t size, const float *cos, const float *sin, int64_t dim, float *y) {
+    int64_t half = dim / 2;
+    for (int64_t i = 0; i < half; i += LANES) {
+        int64_t left = half - i;
+        VF a = FN(load)(x + i, left), b = FN(load)(x + half + i, left);
+        FN(store)(y + i, a * FN(load)(cos + i, left) - b * FN(load)(sin + i, left), left);
+        FN(store)(y + half + i, b * FN(load)(cos + half + i, left) + a * FN(load)(sin + half + i, left), left);
+    }
+    memcpy(y + dim, x + dim, 4 * (size - dim));
+}
+
 /* W [out, in] → panels of two vectors of its rows, [in][2 * LANES] each, zeros behind the last. */
 static void FN(pack_panel)(const float *weight, int64_t in, int64_t out, int64_t first, float *panel) {
     static const float zeros[LANES];

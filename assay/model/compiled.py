@@ -31,6 +31,8 @@ _SIGNATURES = {
     "assay_lanes": ("", "i"),
     "assay_has_bytes": ("", "i"),
     "assay_attend": ("pppp nnnnnn pn i ff nn", "i"),
+    "assay_normalize": ("p nn nnn p ff p", "-"),
+    "assay_turn": ("p nn nnn pp n p", "-"),
     "assay_pack": ("i p nn p", "-"),
     "assay_multiply": ("i pnn pnn p i p pn", "i"),
     "assay_quantize": ("p nnn pn p", "-"),
@@ -145,6 +147,38 @@ def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times
         None if bias is None else bias.data_ptr(),
         _ACTIVATIONS[act],
         None if times is None else times.data_ptr(),
+    )
+    return y
+
+
+def normalize(x: Tensor, weight: Tensor, eps: float, more: float) -> Tensor:
+    """x / rms(x) * (weight + more), over the last dimension of [rows, size] or [tokens, heads, size]."""
+    wide = x if x.dim() == 3 else x[:, None]
+    wide = wide if wide.stride(2) == 1 else wide.contiguous()
+    kernels, y = library(), torch.empty(x.shape)
+    assert kernels is not None, "supports() said so"
+    kernels.assay_normalize(
+        wide.data_ptr(), wide.stride(0), wide.stride(1), *wide.shape, weight.data_ptr(), eps, more, y.data_ptr()
+    )
+    return y
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """model/rotary.py's rotate: x [tokens, heads, head_dim] by cos and sin [tokens, dim]."""
+    x = x if x.stride(2) == 1 else x.contiguous()
+    kernels, y = library(), torch.empty(x.shape)
+    assert kernels is not None, "supports() said so"
+    assert cos.is_contiguous()
+    assert sin.is_contiguous()
+    kernels.assay_turn(
+        x.data_ptr(),
+        x.stride(0),
+        x.stride(1),
+        *x.shape,
+        cos.data_ptr(),
+        sin.data_ptr(),
+        cos.shape[1],
+        y.data_ptr(),
     )
     return y
 

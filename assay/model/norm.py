@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from assay.model import compiled
+
 
 class RMSNorm(nn.Module):
     """x / rms(x), scaled by w (Llama: after rounding to x's dtype) or by 1 + w (Gemma: before it)."""
@@ -14,6 +16,8 @@ class RMSNorm(nn.Module):
         self.plus_one = plus_one
 
     def forward(self, x: Tensor) -> Tensor:
+        if compiled.supports(x) and compiled.supports(self.weight):
+            return compiled.normalize(x, self.weight, self.eps, 1.0 if self.plus_one else 0.0)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.plus_one:
