@@ -1,9 +1,9 @@
 """Several requests tokenized in one call of the library: each gets what it would have got alone, or its own error."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from assay.engine.encoder import PromptEncoder
 from assay.engine.tokenizer import load_tokenizer

@@ -336,6 +336,23 @@ async def test_no_batch_is_cut_while_one_is_formed_ahead(bench: Bench, monkeypat
     assert bench.gate.seen() == [[5], [6], [7]]
 
 
+async def test_who_comes_while_a_batch_is_formed_ahead_is_in_the_next(bench: Bench) -> None:
+    """Although the turns of that batch are past, by the clock that forming it moved on."""
+    await bench.busy()
+    calls = [bench.call(*several(first, 10, 3)) for first in (6, 7, 8, 9)]
+    await until(lambda: bench.prefetched is not None)
+    for _ in range(3):
+        running = len(bench.gate.batches)
+        bench.gate.let()
+        await until(lambda running=running: len(bench.gate.batches) > running and bench.prefetched is not None)
+    calls.append(bench.call(ids(10, 3)))
+    await bench.settle()
+    bench.gate.open()
+    await asyncio.gather(*calls)
+    assert bench.gate.seen()[:4] == [[5], [6, 7], [8, 9], [6, 7]]
+    assert 10 in bench.gate.seen()[4]
+
+
 async def test_an_idle_device_takes_what_is_there(bench: Bench) -> None:
     await bench.busy()
     assert bench.gate.seen() == [[5]]

@@ -1,6 +1,7 @@
 """The scheduler's promises, as properties over plain data. Nothing here, or in the scheduler, needs torch."""
 
-from itertools import pairwise
+from collections import Counter
+from itertools import chain, pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -165,13 +166,22 @@ def test_everything_is_served_once_within_the_budget(asked: list[tuple[list[int]
 
 @given(requests, st.integers(1, 64))
 def test_no_batch_stops_short_of_its_budget(asked: list[tuple[list[int], float, int]], budget: int) -> None:
-    """The sequence that opens a batch did not fit into the one before."""
+    """The sequence that opens a batch did not fit into the one before; or little ended with that, more than an eighth
+    full, and whatever was left has more than an eighth to go.
+    """
     scheduler = Scheduler(budget)
     for one in asked:
         scheduler.add(request(*one))
     batches = serve_all(scheduler)
-    for batch, following in pairwise(batches):
-        assert sum(sequence.num_tokens for sequence in batch) + following[0].num_tokens > budget
+    for place, (batch, following) in enumerate(pairwise(batches)):
+        tokens = sum(sequence.num_tokens for sequence in batch)
+        if tokens + following[0].num_tokens <= budget:
+            left: Counter[int] = Counter()
+            for sequence in chain.from_iterable(batches[place + 1 :]):
+                left[sequence.request] += sequence.num_tokens
+            ended = {sequence.request: sequence.num_tokens for sequence in batch if sequence.request not in left}
+            assert 0 < sum(ended.values()) <= budget // 8 < tokens
+            assert min(left.values()) > budget // 8
 
 
 @given(requests)
@@ -231,6 +241,35 @@ def test_a_short_request_is_next_whatever_waits() -> None:
         scheduler.next_batch()
         scheduler.add(short := request([3]))
         assert short[0] in scheduler.next_batch(), f"after {batches} batches"
+
+
+def test_a_short_request_does_not_wait_for_a_batch_full_of_long_ones() -> None:
+    scheduler = Scheduler(BUDGET)
+    bulk = request([8] * 100)
+    scheduler.add(bulk)
+    assert scheduler.next_batch() == bulk[:4]
+    scheduler.add(short := request([3]))
+    assert scheduler.next_batch() == [*short, bulk[4]], "an eighth at least, for the device's sake"
+    assert scheduler.next_batch() == bulk[5:9]
+    singles = [request([4]) for _ in range(3)]
+    for single in singles:
+        scheduler.add(single)
+    assert scheduler.next_batch() == [*chain(*singles), *bulk[9:11]], "more than an eighth ends: the rest is used"
+
+
+def test_who_comes_before_a_batch_that_was_formed_ahead_has_a_turn_before_it() -> None:
+    """Eight long requests of one age: of two batches with equal turns, the second is formed ahead."""
+    scheduler = Scheduler(BUDGET)
+    for _ in range(8):
+        scheduler.add(request([8] * 20))
+    assert len(scheduler.next_batch() + scheduler.next_batch()) == 8, "the first of each, whose turn is now"
+    for _ in range(4):
+        scheduler.next_batch()
+        ahead = scheduler.next_batch()
+        scheduler.add(short := request([3]), ahead=True)
+        assert scheduler.is_overtaken(ahead)
+        scheduler.put_back(ahead)
+        assert short[0] in scheduler.next_batch()
 
 
 def test_what_comes_before_a_batch_that_was_formed_ahead() -> None:

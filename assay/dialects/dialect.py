@@ -3,7 +3,7 @@
 import codecs
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,17 +15,15 @@ from assay.sequence import Options, Prediction, Prompt
 Wire = TypeVar("Wire")
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True):
     """A request as a dialect sees it: its body, the names in its path (`{model}`), its headers in lower case."""
 
     body: bytes
-    path: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    path: Mapping[str, str] = msgspec.field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """What a request asks of the engine.
 
     model: the name of a served one; None is the default. any_model: a name that is not served means the default too.
@@ -41,8 +39,7 @@ class Call:
     any_model: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelFacts(msgspec.Struct, frozen=True):
     """What a dialect may know of the model before it is asked.
 
     labels: in the order of `probs`. activation: the one that this call's `probs` will have been through.
@@ -53,8 +50,7 @@ class ModelFacts:
     activation: Activation
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a dialect renders.
 
     labels: in the order of `probs`. model: the name served. created: Unix time in seconds. seconds: since the request

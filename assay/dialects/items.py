@@ -1,9 +1,9 @@
 """SGLang's POST /v1/score: `query` joined with each of `items`. Knows nothing of the model but its labels."""
 
-from dataclasses import replace
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, decode
 from assay.dialects.inputs import OptionFields, input_prompts

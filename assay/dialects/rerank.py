@@ -3,9 +3,8 @@
 Knows nothing of the model but how many labels it has.
 """
 
-from dataclasses import replace
-
 import msgspec
+from msgspec.structs import replace
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, ModelFacts, decode
 from assay.dialects.inputs import OptionFields, WindowFields, pair_prompt, window_fields

@@ -3,10 +3,10 @@
 Knows nothing of the model but how many labels it has.
 """
 
-from dataclasses import replace
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from assay.dialects.dialect import Answer, Call, Dialect, Incoming, ModelFacts, decode
 from assay.dialects.inputs import InputFields, OptionFields, pair_prompt

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Self, TypeVar
+
+from msgspec.structs import replace
 
 from assay.config import EngineConfig
 from assay.engine.admission import Admission, estimated_tokens

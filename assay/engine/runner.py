@@ -66,10 +66,9 @@ class ModelRunner:
             logits = self.model.module(batch.packed.to(self.model.device))
             kinds = {sequence.activation for sequence in batch.sequences}
             corrected = {kind: self._corrected(logits, kind) for kind in kinds}
-            probs = {
-                kind: activate(logits if x is None else x, kind, self.model.deterministic).tolist()
-                for kind, x in corrected.items()
-            }
+            final = {kind: logits if x is None else x for kind, x in corrected.items()}
+            probs = {kind: activate(x, kind, self.model.deterministic).tolist() for kind, x in final.items()}
+            best = {kind: x.argmax(dim=-1).tolist() for kind, x in final.items()}
             calibrated = {kind: x.tolist() for kind, x in corrected.items() if x is not None}
             finite = torch.isfinite(logits).all(dim=-1).tolist()
             rows = logits.tolist()
@@ -84,13 +83,12 @@ class ModelRunner:
                     InternalError("The model's scores for this input are not finite numbers (NaN or infinity).")
                 )
                 continue
-            own = calibrated[sequence.activation][i] if sequence.activation in calibrated else None
-            ranking = own or rows[i]
-            label = self.model.labels[max(range(len(ranking)), key=ranking.__getitem__)]
-            prediction = Prediction(
-                label, probs[sequence.activation][i], rows[i], sequence.num_tokens, sequence.timings, calibrated=own
+            kind = sequence.activation
+            own = calibrated[kind][i] if kind in calibrated else None
+            label = self.model.labels[best[kind][i]]
+            answers.append(
+                Prediction(label, probs[kind][i], rows[i], sequence.num_tokens, sequence.timings, calibrated=own)
             )
-            answers.append(prediction)
         return answers
 
     def _corrected(self, logits: Tensor, kind: Activation) -> Tensor | None:

@@ -6,10 +6,13 @@ served over the number of requests that share the device, so that it says how ma
 of a sequence is when it would be done if its request had its share from the moment it came; but for a request's first,
 whose turn is that moment. So single texts are served as they come, and at once however much long requests have queued;
 and every turn comes, since later requests get later turns.
+
+A batch of which an eighth is enough for the requests that end with it is not filled up with long ones, of which more
+than that waits: those that end would wait for all of it, and hardly anybody would be answered sooner.
 """
 
 import heapq
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import count
 
@@ -38,17 +41,20 @@ class Scheduler:
         self.num_sequences = 0
         self._heap: list[tuple[Key, Sequence]] = []
         self._numbers = count()
-        self._waiting: Counter[int] = Counter()  # request → its sequences in the queue
+        self._waiting: defaultdict[int, int] = defaultdict(int)  # request → its tokens in the queue
         self._clock = 0.0
         self._clock_before = 0.0  # the batch that was cut last
         self._ends: dict[int, float] = {}  # request → when it would be done; of all that share the device
 
-    def add(self, sequences: Iterable[Sequence]) -> None:
-        """Queue the sequences of one request."""
-        request, end = next(self._numbers), self._clock
+    def add(self, sequences: Iterable[Sequence], ahead: bool = False) -> None:
+        """Queue the sequences of one request. ahead: the batch that was cut last is not computed yet; they came before
+        that.
+        """
+        request, clock = next(self._numbers), self._clock_before if ahead else self._clock
+        end = clock
         for sequence in sequences:
-            first, end = end == self._clock, end + sequence.num_tokens
-            sequence.turn, sequence.request = self._clock if first else end, request
+            first, end = end == clock, end + sequence.num_tokens
+            sequence.turn, sequence.request = clock if first else end, request
             self._enter(sequence)
         self._ends[request] = end
 
@@ -67,7 +73,7 @@ class Scheduler:
         now: in seconds on the monotonic clock; what has a deadline before it is dropped, for its caller has the error.
         """
         batch: list[Sequence] = []
-        room = self.max_batch_tokens
+        room, ending = self.max_batch_tokens, 0  # the tokens with which requests end
         self._clock_before = self._clock
         self._forget_those_done()
         while self._heap:
@@ -75,12 +81,14 @@ class Scheduler:
             if not sequence.cancelled and sequence.deadline <= now:
                 self._leave(sequence)
             elif not sequence.cancelled:
-                if batch and sequence.num_tokens > room:
+                if batch and (sequence.num_tokens > room or self._holds_up(sequence, ending, room)):
                     break
                 batch.append(sequence)
                 room -= sequence.num_tokens
                 self._clock += sequence.num_tokens / min(_MOST_SHARES, len(self._ends))
                 self._leave(sequence)
+                if sequence.request not in self._waiting:
+                    ending += sequence.num_tokens
             heapq.heappop(self._heap)
         return batch
 
@@ -103,9 +111,18 @@ class Scheduler:
         self._heap.clear()
         return waiting
 
+    def _holds_up(self, sequence: Sequence, ending: int, room: int) -> bool:
+        """Whether the batch, with which little ends, is large enough: this one and all that wait are of long ones."""
+        enough = self.max_batch_tokens // 8
+        return (
+            0 < ending <= enough < self.max_batch_tokens - room
+            and self._waiting[sequence.request] > enough
+            and min(self._waiting.values()) > enough
+        )
+
     def _enter(self, sequence: Sequence) -> None:
         heapq.heappush(self._heap, (_key(sequence), sequence))
-        self._waiting[sequence.request] += 1
+        self._waiting[sequence.request] += sequence.num_tokens
         self.num_tokens += sequence.num_tokens
         self.num_sequences += 1
         sequence.queued = True
@@ -121,6 +138,6 @@ class Scheduler:
         sequence.queued = False
         self.num_tokens -= sequence.num_tokens
         self.num_sequences -= 1
-        self._waiting[sequence.request] -= 1
+        self._waiting[sequence.request] -= sequence.num_tokens
         if not self._waiting[sequence.request]:
             del self._waiting[sequence.request]

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from assay.errors import AssayError
 from assay.sequence import Prediction, Sequence

@@ -59,7 +59,7 @@ class Worker:
         A batch that was formed ahead is given up where they come before it: they are to wait for one batch, not two.
         """
         with self._wake:
-            self.scheduler.add(sequences)
+            self.scheduler.add(sequences, ahead=self.prefetched is not None)
             if self.prefetched is not None and self.scheduler.is_overtaken(self.prefetched.sequences):
                 self.scheduler.put_back(self.prefetched.sequences)
                 self.prefetched = None

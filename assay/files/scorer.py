@@ -6,10 +6,12 @@ another. The server's queue, which takes what is there, cannot promise that.
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Self
+
+from msgspec.structs import replace
 
 from assay.config import EngineConfig
 from assay.engine.encoder import PromptEncoder

@@ -14,6 +14,7 @@ from typing import TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -80,7 +81,7 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
         *(route for endpoint in ENDPOINTS for route in endpoint.routes(service)),
         *docs_routes(service, ENDPOINTS),
     ]
-    return Starlette(
+    return _App(
         routes=routes,
         lifespan=lifespan,
         middleware=[
@@ -92,6 +93,16 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
         ],
         exception_handlers={AssayError: partial(_error, service), HTTPException: partial(_http_error, service)},
     )
+
+
+class _App(Starlette):
+    """starlette's, without its own middleware for errors that nobody caught: `Observe` answers them."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = ExceptionMiddleware(self.router, self.exception_handlers)
+        for kind, args, options in reversed(self.user_middleware):
+            app = kind(app, *args, **options)
+        return app
 
 
 class Dialects:

@@ -17,9 +17,18 @@ from assay.server.exchange import Exchange
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
-def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Anything that msgspec can encode, as application/json."""
-    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+class _Json(Response):
+    """starlette's, made without a search for what may be among the headers."""
+
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+        self.status_code, self.body, self.background = status, body, None
+        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self.raw_headers += ((b"content-length", b"%d" % len(body)), (b"content-type", b"application/json"))
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Anything that msgspec can encode, as application/json. headers: others than of the body, in lower case."""
+    return _Json(msgspec.json.encode(value), status, headers or {})
 
 
 async def read_body(request: Request, config: ServerConfig) -> bytes:

@@ -68,12 +68,13 @@ class CheckHost:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        wrong = next((host for host in hosts if not self._is_ours(host)), None)
-        if wrong is None:
-            await self.app(scope, receive, send)
-            return
-        name = _name_in(wrong.decode("latin-1"))
+        for name, value in scope["headers"]:
+            if name == b"host" and not self._is_ours(value):
+                await self._refuse(_name_in(value.decode("latin-1")), scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    async def _refuse(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         error = MisdirectedError(
             f"The request is for the host {name!r}, and this server answers for others. "
             f"Start it with --allowed-host NAME to let that name in."
