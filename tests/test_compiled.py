@@ -102,3 +102,23 @@ def test_threads_change_nothing() -> None:
         assert torch.equal(attention(q, k, v, batch, scale=0.2), before)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("size", [1, 15, 64, 100])
+def test_norms_and_rotations_of_strided_heads(size: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    whole = torch.randn(7, 5, size, generator=generator)
+    weight = torch.randn(size, generator=generator)
+    for x in (whole[:, 1:4], whole[:, 2], whole.transpose(0, 1)):
+        for more in (0.0, 1.0):
+            exact = (
+                x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-6) * (weight + more).double()
+            )
+            assert float((compiled.normalize(x, weight, 1e-6, more) - exact).abs().max()) < 2e-6
+    dim = size // 2 * 2
+    cos, sin = torch.randn(7, dim, generator=generator), torch.randn(7, dim, generator=generator)
+    x = whole[:, 1:4]
+    left, right = x[..., : dim // 2], x[..., dim // 2 : dim]
+    turned = x[..., :dim] * cos[:, None] + torch.cat((-right, left), dim=-1) * sin[:, None]
+    expected = torch.cat((turned, x[..., dim:]), dim=-1)
+    assert float((compiled.turn(x, cos, sin) - expected).abs().max()) < 2e-6

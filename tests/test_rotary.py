@@ -143,13 +143,15 @@ def test_packed_angles_are_each_sequences_own(kind: str) -> None:
         assert torch.equal(packed[i], torch.cat([each[i] for each in alone]))
 
 
-def test_rotate_pairs_halves_as_transformers_does() -> None:
+def test_rotate_pairs_halves_as_transformers_does(vectors: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, heads, 9, 10, generator=generator) for heads in (4, 2))
     cos, sin = Rotary(RopeConfig(10, 50.0, 64))(pack([Sequence([0] * 9)]))
     theirs = apply_rotary_pos_emb(q, k, cos[None], sin[None])
     for mine, other in zip((q, k), theirs, strict=True):
-        assert torch.equal(rotate(mine[0].transpose(0, 1), cos, sin), other[0].transpose(0, 1))
+        turned, theirs = rotate(mine[0].transpose(0, 1), cos, sin), other[0].transpose(0, 1)
+        assert float((turned - theirs).abs().max()) < 1e-6
+        assert vectors or torch.equal(turned, theirs), "without a kernel that rounds once less, they are the same bits"
 
 
 def test_rotation_of_the_first_dimensions_leaves_the_rest() -> None:

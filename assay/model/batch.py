@@ -1,6 +1,7 @@
 """What a model sees: sequences of any length laid end to end, no padding. Knows nothing of text, requests or queues."""
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
@@ -141,14 +142,22 @@ def pack(sequences: Seq[Sequence]) -> PackedBatch:
     """Lay sequences end to end in the order given. Sorted by length, they give the fewest and longest runs."""
     lengths = [sequence.num_tokens for sequence in sequences]
     assert min(lengths) > 0, "a batch needs sequences, and a sequence needs tokens"
-    types = chain.from_iterable(s.token_type_ids or [0] * s.num_tokens for s in sequences)
+    if any(s.token_type_ids for s in sequences):
+        types = _integers(chain.from_iterable(s.token_type_ids or [0] * s.num_tokens for s in sequences))
+    else:
+        types = torch.zeros(sum(lengths), dtype=torch.int64)
     return PackedBatch(
-        input_ids=torch.tensor(list(chain.from_iterable(s.token_ids for s in sequences))),
-        position_ids=torch.tensor(list(chain.from_iterable(map(range, lengths)))),
-        token_type_ids=torch.tensor(list(types)),
-        cu_seqlens=torch.tensor([0, *accumulate(lengths)]),
+        input_ids=_integers(chain.from_iterable(s.token_ids for s in sequences)),
+        position_ids=_integers(chain.from_iterable(map(range, lengths))),
+        token_type_ids=types,
+        cu_seqlens=_integers([0, *accumulate(lengths)]),
         runs=runs_of(lengths),
     )
+
+
+def _integers(values: Iterable[int]) -> Tensor:
+    """int64. `torch.tensor` reads a list ten times as slowly."""
+    return torch.frombuffer(array("q", values), dtype=torch.int64)
 
 
 def runs_of(lengths: list[int], start: int = 0, prefix: Run | None = None) -> tuple[Run, ...]:
