@@ -122,3 +122,15 @@ def test_norms_and_rotations_of_strided_heads(size: int) -> None:
     turned = x[..., :dim] * cos[:, None] + torch.cat((-right, left), dim=-1) * sin[:, None]
     expected = torch.cat((turned, x[..., dim:]), dim=-1)
     assert float((compiled.turn(x, cos, sin) - expected).abs().max()) < 2e-6
+
+
+@pytest.mark.parametrize("rows_size", SIZES, ids=str)
+def test_the_norm_of_a_sum(rows_size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    a, b = (torch.randn(rows_size[0], rows_size[1] + 3, generator=generator)[:, : rows_size[1]] + 1 for _ in "ab")
+    weight, bias = torch.randn(2, rows_size[1], generator=generator)
+    for given in (None, bias):
+        exact = torch.nn.functional.layer_norm(
+            (a + b).double(), a.shape[1:], weight.double(), None if given is None else given.double(), 1e-5
+        )
+        assert float((compiled.normalize_sum(a, b, weight, given, 1e-5) - exact).abs().max()) < 5e-6

@@ -213,7 +213,20 @@ void assay_normalize(const float *x, int64_t x_row, int64_t x_head, int64_t toke
         }
 }
 
-/* x as above → y, without gaps: each head's first dim floats turned by its token's cos and sin [tokens, dim]. */
+/* y [rows, size], of the rows of a + b, less their mean and over their deviation, times weight plus bias, which
+   may be absent. Rows lie a_row, b_row and size apart. */
+void assay_normalize_sum(const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows, int64_t size,
+                         const float *weight, const float *bias, float eps, float *y) {
+#pragma omp parallel for if (rows * size > 1 << 14)
+    for (int64_t i = 0; i < rows; i++) {
+        if (lanes == 16)
+            normalize_sum_row_16(a + i * a_row, b + i * b_row, size, weight, bias, eps, y + i * size);
+        else
+            normalize_sum_row_8(a + i * a_row, b + i * b_row, size, weight, bias, eps, y + i * size);
+    }
+}
+
+/* x [tokens, heads, size] → y, without gaps: each head's first dim floats turned by its token's cos and sin [tokens, dim]. */
 void assay_turn(const float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, int64_t size,
                 const float *cos, const float *sin, int64_t dim, float *y) {
 #pragma omp parallel for if (tokens * heads * size > 1 << 14)

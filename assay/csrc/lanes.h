@@ -359,6 +359,31 @@ static void FN(normalize_row)(const float *x, int64_t size, const float *weight,
         FN(store)(y + i, FN(load)(x + i, size - i) * factor * (FN(load)(weight + i, size - i) + more), size - i);
 }
 
+/* y = (a + b - mean) / deviation * weight + bias, which may be absent. */
+static void FN(normalize_sum_row)(const float *a, const float *b, int64_t size, const float *weight, const float *bias,
+                                  float eps, float *y) {
+    VF sum = {}, squares = {};
+    for (int64_t i = 0; i < size; i += LANES) {
+        VF one = FN(load)(a + i, size - i) + FN(load)(b + i, size - i);
+        sum += one;
+        FN(store)(y + i, one, size - i);
+    }
+    float mean = FN(sum)(sum) / size;
+    VI place;
+    for (int i = 0; i < LANES; i++) place[i] = i;
+    for (int64_t i = 0; i < size; i += LANES) {
+        VF one = FN(load)(y + i, size - i) - mean;
+        if (size - i < LANES) one = (VF)((VI)one & (place < (int32_t)(size - i)));
+        squares += one * one;
+    }
+    float factor = 1.0f / sqrtf(FN(sum)(squares) / size + eps);
+    for (int64_t i = 0; i < size; i += LANES) {
+        VF one = (FN(load)(y + i, size - i) - mean) * factor * FN(load)(weight + i, size - i);
+        if (bias) one += FN(load)(bias + i, size - i);
+        FN(store)(y + i, one, size - i);
+    }
+}
+
 /* A head turned by the angles whose cosines and sines are given: its first `dim` floats, halves paired. */
 static void FN(turn_head)(const float *x, int64_t size, const float *cos, const float *sin, int64_t dim, float *y) {
     int64_t half = dim / 2;

@@ -18,6 +18,7 @@ from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows,
 from assay.model.embedding import embedding
 from assay.model.linear import Linear
 from assay.model.mlp import MLP
+from assay.model.norm import normed_sum
 
 Raw = Mapping[str, Any]
 
@@ -324,9 +325,8 @@ class BertLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x: Tensor, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
-        x = self.attn_norm(pick(x, batch, rows) + self.attend(x, batch, rows))
-        out: Tensor = self.mlp_norm(x + self.mlp(x))
-        return out
+        x = normed_sum(self.attn_norm, pick(x, batch, rows), self.attend(x, batch, rows))
+        return normed_sum(self.mlp_norm, x, self.mlp(x))
 
     def attend(self, x: Tensor, batch: PackedBatch, rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)

@@ -32,6 +32,7 @@ _SIGNATURES = {
     "assay_has_bytes": ("", "i"),
     "assay_attend": ("pppp nnnnnn pn i ff nn", "i"),
     "assay_normalize": ("p nn nnn p ff p", "-"),
+    "assay_normalize_sum": ("pn pn nn pp f p", "-"),
     "assay_turn": ("p nn nnn pp n p", "-"),
     "assay_pack": ("i p nn p", "-"),
     "assay_multiply": ("i pnn pnn p i p pn", "i"),
@@ -54,17 +55,17 @@ def library() -> ctypes.CDLL | None:
     """The kernels, or None where they were not compiled or the CPU has no vectors for them."""
     found = find_spec("assay._kernels")
     if found is None or found.origin is None:
-        _log.info("assay's kernels were not compiled: attention and int8 are torch's, and slower.")
+        _log.info("assay's kernels were not compiled: everything is computed by torch, and slower.")
         return None
     try:  # OpenMP's names are found in torch's own library of it, which is in the process by now
         kernels = ctypes.CDLL(found.origin)
-    except OSError as error:
-        _log.info("assay's kernels do not load (%s): attention and int8 are torch's, and slower.", error)
+        for name, (arguments, result) in _SIGNATURES.items():
+            function = getattr(kernels, name)
+            function.argtypes = [_TYPES[letter] for letter in arguments.replace(" ", "")]
+            function.restype = _TYPES[result]
+    except (OSError, AttributeError) as error:  # another OpenMP, or what an older version has compiled
+        _log.warning("assay's kernels do not load (%s): everything is computed by torch, and slower.", error)
         return None
-    for name, (arguments, result) in _SIGNATURES.items():
-        function = getattr(kernels, name)
-        function.argtypes = [_TYPES[letter] for letter in arguments.replace(" ", "")]
-        function.restype = _TYPES[result]
     return kernels if kernels.assay_use(WIDEST) else None
 
 
@@ -159,6 +160,26 @@ def normalize(x: Tensor, weight: Tensor, eps: float, more: float) -> Tensor:
     assert kernels is not None, "supports() said so"
     kernels.assay_normalize(
         wide.data_ptr(), wide.stride(0), wide.stride(1), *wide.shape, weight.data_ptr(), eps, more, y.data_ptr()
+    )
+    return y
+
+
+def normalize_sum(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """The layer norm of a + b, over the last dimension of [rows, size]."""
+    a, b = (x if x.stride(1) == 1 else x.contiguous() for x in (a, b))
+    kernels, y = library(), torch.empty(a.shape)
+    assert kernels is not None, "supports() said so"
+    assert a.shape == b.shape
+    kernels.assay_normalize_sum(
+        a.data_ptr(),
+        a.stride(0),
+        b.data_ptr(),
+        b.stride(0),
+        *a.shape,
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        eps,
+        y.data_ptr(),
     )
     return y
 

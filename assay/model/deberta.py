@@ -20,6 +20,7 @@ from assay.model.disentangled import disentangled_attention, disentangled_rows
 from assay.model.embedding import embedding
 from assay.model.linear import Linear
 from assay.model.mlp import MLP
+from assay.model.norm import normed_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +224,8 @@ class DebertaLayer(nn.Module):
         self._positions: tuple[Tensor | None, Tensor | None] | None = None
 
     def forward(self, x: Tensor, batch: PackedBatch, distances: Distances | None, rows: Rows | None = None) -> Tensor:
-        x = self.attn_norm(pick(x, batch, rows) + self.attend(x, batch, distances, rows))
-        out: Tensor = self.mlp_norm(x + self.mlp(x))
-        return out
+        x = normed_sum(self.attn_norm, pick(x, batch, rows), self.attend(x, batch, distances, rows))
+        return normed_sum(self.mlp_norm, x, self.mlp(x))
 
     def attend(self, x: Tensor, batch: PackedBatch, distances: Distances | None, rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)

@@ -1,4 +1,4 @@
-"""Root-mean-square norms, with statistics in float32. Knows no layer."""
+"""Norms: by the root mean square, with statistics in float32; of a sum, in one pass. Knows no layer."""
 
 import torch
 from torch import Tensor, nn
@@ -23,3 +23,11 @@ class RMSNorm(nn.Module):
         if self.plus_one:
             return (wide * (1.0 + self.weight.float())).to(x.dtype)
         return self.weight * wide.to(x.dtype)
+
+
+def normed_sum(norm: nn.LayerNorm, a: Tensor, b: Tensor) -> Tensor:
+    """norm(a + b), of [rows, size]."""
+    if compiled.supports(a) and compiled.supports(norm.weight):
+        return compiled.normalize_sum(a, b, norm.weight, norm.bias, norm.eps)
+    out: Tensor = norm(a + b)
+    return out
