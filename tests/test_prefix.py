@@ -189,13 +189,60 @@ def test_a_rope_by_length_shares_nothing(name: str, saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_only_decoders_in_float32_share(name: str, tmp_path: Path) -> None:
+def test_only_decoders_share(name: str, vectors: int, tmp_path: Path) -> None:
     NATIVE[name].save(tmp_path)
     assert isinstance(load(tmp_path).module, Shared) == (name in FAMILIES)
-    assert not isinstance(load(tmp_path, deterministic=True).module, Shared)
-    assert not isinstance(load_model(tmp_path, dtype="bfloat16", device="cpu").module, Shared)
+    exact = bool(vectors) and name in FAMILIES
+    assert _shares(load(tmp_path, deterministic=True).module) == exact
+    assert not _shares(load_model(tmp_path, dtype="bfloat16", device="cpu").module)
     if has_onednn(torch.device("cpu")):
-        assert not isinstance(load(tmp_path, quantization="int8").module, Shared)
+        assert _shares(load(tmp_path, quantization="int8").module) == exact
+
+
+def _shares(module: torch.nn.Module) -> bool:
+    return any(isinstance(part, Shared) for part in module.modules())
+
+
+@pytest.mark.parametrize("window", [None, (5, 0), (40, 0), (130, 0)], ids=str)
+def test_the_same_bits_of_attention(window: tuple[int, int] | None, vectors: int) -> None:
+    if not vectors:
+        pytest.skip("torch's attention has other last bits")
+    rng = random.Random(4)
+    prompt = drawn(rng, 201)
+    batch = pack([Sequence([*prompt, *drawn(rng, length)]) for length in (20, 150, 150)])
+    shared = share(batch)
+    assert shared is not None
+    generator = torch.Generator().manual_seed(0)
+    tables = torch.randn(2, VOCAB, 3, 4, 16, generator=generator)
+
+    def seen(batch: PackedBatch) -> Tensor:
+        q, k, v = (tables[0][batch.input_ids] + tables[1][batch.position_ids % VOCAB]).unbind(1)
+        return attention(q, k, v, batch, scale=0.25, causal=True, window=window)
+
+    whole, parts = seen(batch), seen(shared[0])
+    ends = shared[0].cu_seqlens[1:] - 1
+    assert torch.equal(parts[ends][shared[1]], whole[batch.cu_seqlens[1:] - 1])
+    for i, run in enumerate(run for run in batch.apart().runs):
+        start = int(shared[0].cu_seqlens[int(shared[1][i])])
+        own = run.length - 201
+        assert torch.equal(parts[start : start + own], whole[run.start + 201 : run.start + run.length])
+
+
+@pytest.mark.parametrize("options", [{}, {"quantization": "int8"}, {"deterministic": True}], ids=str)
+@pytest.mark.parametrize("name", SHARING)
+def test_the_same_bits_with_our_own_kernels(name: str, options: dict[str, Any], vectors: int, saved: Saved) -> None:
+    """A prefix by itself, and what follows it, are what they are in one piece."""
+    if not vectors:
+        pytest.skip("torch's attention has other last bits")
+    module = load(saved(name)[0], **options).module
+    rng = random.Random(3)
+    prompt = drawn(rng, 300)
+    long = [Sequence([*prompt[:length], *drawn(rng, 20)]) for length in (300, 300, 261, 150)]
+    for sequences in (company_of_prompts(), long):
+        batch = pack(sequences)
+        assert share(batch) is not None
+        with torch.inference_mode():
+            assert torch.equal(module(batch), torch.cat([module(one) for one in batch.each()]))
 
 
 def test_products_have_numbers_of_rows_that_recur(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:

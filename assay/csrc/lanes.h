@@ -111,7 +111,8 @@ TOUCH VF FN(turned)(VF x, int by) {
     return __builtin_shuffle(x, from);
 }
 
-/* Half against half, until one is left: all lanes hold the largest, or the sum. */
+/* Half against half, until one is left: all lanes hold the largest, or the sum. It is the same sum, to the last bit, for
+   terms that all lie some lanes further on: which are added to which depends on how far apart they lie. */
 TOUCH float FN(largest)(VF x) {
 #pragma GCC unroll 4
     for (int half = LANES / 2; half; half /= 2) x = MAX(x, FN(turned)(x, half));

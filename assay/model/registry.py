@@ -13,6 +13,7 @@ from assay.calibration import Calibration
 from assay.config import Activation, ActivationChoice, Device, DType, Quantization
 from assay.errors import CheckpointError, ConfigError
 from assay.labels import activation_for, label_names
+from assay.model import compiled
 from assay.model.adapter import AdaptedCheckpoint
 from assay.model.blueprint import Blueprint, Shapes
 from assay.model.company import Alone, Apart, Filled, Shared
@@ -165,7 +166,7 @@ def _prepared(model: LoadedModel, quantization: Quantization, deterministic: boo
     alike = False
     if isinstance(module, TextClassifier):
         prepared = prepare(module.trunk, module.head, quantization == "int8", deterministic)
-        shares = module.shares_prefixes and not deterministic and _is_exact(model, quantization)
+        shares = module.shares_prefixes and _shares_well(model, prepared.alike, quantization, deterministic)
         module, alike = Filled(module) if prepared.recurring else module, prepared.alike
         module = Shared(module) if shares else module
     if deterministic:
@@ -173,11 +174,15 @@ def _prepared(model: LoadedModel, quantization: Quantization, deterministic: boo
     return replace(model, module=module.eval(), quantization=quantization, deterministic=deterministic)
 
 
-def _is_exact(model: LoadedModel, quantization: Quantization) -> bool:
-    """float32 on a CPU, where a sum's last bits stay last bits; in fewer bits they become other roundings, and other
-    scores for the same text in other company.
+def _shares_well(model: LoadedModel, alike: bool, quantization: Quantization, deterministic: bool) -> bool:
+    """Whether a prefix that is computed once leaves a text's score as it is.
+
+    To the last bit, where products and attention are our own. Else in float32 on a CPU, where last bits stay last bits;
+    in fewer bits they become other roundings, and other scores for the same text in other company.
     """
-    return model.device.type == "cpu" and model.dtype == torch.float32 and quantization == "none"
+    if model.device.type != "cpu" or model.dtype != torch.float32:
+        return False
+    return (alike and compiled.library() is not None) or (quantization == "none" and not deterministic)
 
 
 def _own(module: nn.Module) -> None:
