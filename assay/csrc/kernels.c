@@ -1,6 +1,6 @@
-/* What torch has no fast kernel for on a CPU: attention over a packed batch, and what surrounds 8-bit products.
+/* What models compute on a CPU: products of float32 and of 8-bit integers, attention over a packed batch, norms, rotations.
 
-   Plain C, called with addresses (native.py); no Python, no torch. One set of kernels for each width of vectors, taken
+   Plain C, called with addresses (model/compiled.py); no Python, no torch. One set of kernels for each width of vectors, taken
    by what the CPU has. Threads are OpenMP's, which are torch's own: its libgomp is in the process before this is. */
 
 #include <float.h>
@@ -40,7 +40,7 @@ static inline int64_t row_of(const struct part *part, int64_t key) {
     return place < part->prefix ? part->before + place : part->start + place - part->prefix;
 }
 
-/* y [rows, out] = act(x Wᵀ + bias) * times, all but y as in multiply. */
+/* y [rows, out] = act(x Wᵀ + bias) * times, as assay_multiply has it. */
 struct product {
     const float *x, *weight, *bias, *times;
     float *y;

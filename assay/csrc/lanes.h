@@ -1,4 +1,4 @@
-/* The kernels of native.c for one width of vectors; included once for each.
+/* The kernels of kernels.c for one width of vectors; included once for each.
 
    LANES: floats of a vector. FN(name): the name in this width. ROWS, VECTORS: queries, and vectors of values, that are
    computed at once; GROUP: rows of a product. So many that their sums stay in registers. */
