@@ -15,6 +15,7 @@ from assay.commands.models import models
 from assay.commands.serve import serve
 from assay.commands.verify import verify
 from assay.errors import AssayError
+from assay.model.memory import keep_freed_memory
 
 app = typer.Typer(
     help="Text classifiers, reward models and rerankers: served over HTTP, or scored on the spot.",
@@ -41,6 +42,7 @@ def main() -> None:
         # How long an idle thread of torch's looks out for work before it sleeps: some 0.1 ms. Shorter, and each layer
         # of a short text waits to be woken; longer, and the event loop lacks a core (docs/performance.md).
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    keep_freed_memory()
     # torch tells everyone without NumPy that it is missing; nothing here uses it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:

@@ -14,7 +14,6 @@ from assay.config import Activation
 from assay.errors import AssayError, InternalError
 from assay.model.batch import PackedBatch, pack
 from assay.model.heads import activate
-from assay.model.memory import keep_freed_memory
 from assay.model.registry import LoadedModel
 from assay.sequence import Prediction, Sequence
 
@@ -38,7 +37,6 @@ class ModelRunner:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
-        keep_freed_memory()
         self._correction: tuple[Tensor, Tensor] | None = None
         if (calibration := model.calibration) is not None:
             slopes = torch.tensor(calibration.slopes, dtype=torch.float32, device=model.device)
