@@ -94,6 +94,15 @@ struct product8 {
 
 static int lanes;
 
+/* A kernel in the width of `lanes`, whoever's those are. */
+#define IN_WIDTH(name, ...)                                                                                            \
+    do {                                                                                                               \
+        if (lanes == 16)                                                                                               \
+            name##_16(__VA_ARGS__);                                                                                    \
+        else                                                                                                           \
+            name##_8(__VA_ARGS__);                                                                                     \
+    } while (0)
+
 /* Floats of a vector to compute with, 16 or 8, or fewer where `most` or the CPU wants that; 0 where there are no kernels
    for it. To be called first. */
 int assay_use(int most) {
@@ -160,10 +169,7 @@ int assay_attend(const float *q, const float *k, const float *v, float *out, int
             if (!scratch) continue;
             struct part part = all[i / kv_heads];
             part.kv_head = i % kv_heads;
-            if (lanes == 16)
-                attend_part_16(&a, &part, scratch);
-            else
-                attend_part_8(&a, &part, scratch);
+            IN_WIDTH(attend_part, &a, &part, scratch);
         }
         free(scratch);
     }
@@ -177,10 +183,7 @@ void assay_quantize(const float *x, int64_t x_row, int64_t rows, int64_t size, u
                     float *scale) {
 #pragma omp parallel for if (rows * size > 1 << 14)
     for (int64_t i = 0; i < rows; i++) {
-        if (lanes == 16)
-            quantize_row_16(x + i * x_row, size, whole + i * whole_row, scale + i);
-        else
-            quantize_row_8(x + i * x_row, size, whole + i * whole_row, scale + i);
+        IN_WIDTH(quantize_row, x + i * x_row, size, whole + i * whole_row, scale + i);
     }
 }
 
@@ -190,27 +193,24 @@ void assay_finish(float *y, int64_t rows, int64_t size, const float *scale, cons
     for (int64_t i = 0; i < rows; i++) {
         float *row = y + i * size;
         const float *factors = times ? times + i * size : 0;
-        if (lanes == 16)
-            finish_row_16(act, row, size, scale[i], bias, factors, row);
-        else
-            finish_row_8(act, row, size, scale[i], bias, factors, row);
+        IN_WIDTH(finish_row, act, row, size, scale[i], bias, factors, row);
     }
 }
 
-/* x [tokens, heads, size], tokens x_row and heads x_head apart → y, without gaps: each head over its root mean square, times
+/* For each head of x [tokens, heads, size], tokens x_row and heads x_head apart: where it is, and goes to in y, without gaps. */
+#define EACH_HEAD(call)                                                                                                \
+    _Pragma("omp parallel for if (tokens * heads * size > 1 << 14)") for (int64_t i = 0; i < tokens; i++)              \
+        for (int64_t head = 0; head < heads; head++) {                                                                 \
+            const float *from = x + i * x_row + head * x_head;                                                         \
+            float *to = y + (i * heads + head) * size;                                                                 \
+            call;                                                                                                      \
+        }
+
+/* x as EACH_HEAD has it → y: each head over its root mean square, times
    weight [size] + more. */
 void assay_normalize(const float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, int64_t size,
                      const float *weight, float eps, float more, float *y) {
-#pragma omp parallel for if (tokens * heads * size > 1 << 14)
-    for (int64_t i = 0; i < tokens; i++)
-        for (int64_t head = 0; head < heads; head++) {
-            const float *from = x + i * x_row + head * x_head;
-            float *to = y + (i * heads + head) * size;
-            if (lanes == 16)
-                normalize_row_16(from, size, weight, eps, more, to);
-            else
-                normalize_row_8(from, size, weight, eps, more, to);
-        }
+    EACH_HEAD(IN_WIDTH(normalize_row, from, size, weight, eps, more, to))
 }
 
 /* y [rows, size], of the rows of a + b, less their mean and over their deviation, times weight plus bias, which
@@ -219,26 +219,14 @@ void assay_normalize_sum(const float *a, int64_t a_row, const float *b, int64_t 
                          const float *weight, const float *bias, float eps, float *y) {
 #pragma omp parallel for if (rows * size > 1 << 14)
     for (int64_t i = 0; i < rows; i++) {
-        if (lanes == 16)
-            normalize_sum_row_16(a + i * a_row, b + i * b_row, size, weight, bias, eps, y + i * size);
-        else
-            normalize_sum_row_8(a + i * a_row, b + i * b_row, size, weight, bias, eps, y + i * size);
+        IN_WIDTH(normalize_sum_row, a + i * a_row, b + i * b_row, size, weight, bias, eps, y + i * size);
     }
 }
 
-/* x [tokens, heads, size] → y, without gaps: each head's first dim floats turned by its token's cos and sin [tokens, dim]. */
+/* x as EACH_HEAD has it → y: each head's first dim floats turned by its token's cos and sin [tokens, dim]. */
 void assay_turn(const float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, int64_t size,
                 const float *cos, const float *sin, int64_t dim, float *y) {
-#pragma omp parallel for if (tokens * heads * size > 1 << 14)
-    for (int64_t i = 0; i < tokens; i++)
-        for (int64_t head = 0; head < heads; head++) {
-            const float *from = x + i * x_row + head * x_head;
-            float *to = y + (i * heads + head) * size;
-            if (lanes == 16)
-                turn_head_16(from, size, cos + i * dim, sin + i * dim, dim, to);
-            else
-                turn_head_8(from, size, cos + i * dim, sin + i * dim, dim, to);
-        }
+    EACH_HEAD(IN_WIDTH(turn_head, from, size, cos + i * dim, sin + i * dim, dim, to))
 }
 
 /* weight [out, in] → packed, in panels for vectors of so many lanes: in * out floats, with out rounded up to 2 * lanes. */
@@ -246,11 +234,29 @@ void assay_pack(int lanes, const float *weight, int64_t in, int64_t out, float *
     int64_t wide = 2 * lanes;
 #pragma omp parallel for
     for (int64_t first = 0; first < out; first += wide) {
-        if (lanes == 16)
-            pack_panel_16(weight, in, out, first, packed + first * in);
-        else
-            pack_panel_8(weight, in, out, first, packed + first * in);
+        IN_WIDTH(pack_panel, weight, in, out, first, packed + first * in);
     }
+}
+
+/* A product in parts: `chunks` of `size` rows or fewer, and of each, the panels in `splits`, so that nobody waits long. */
+struct cut {
+    int64_t panels, size, chunks, splits;
+};
+
+static struct cut cut_up(int64_t rows, int64_t out, int64_t wide) {
+    int64_t panels = (out + wide - 1) / wide, size = smaller(rows, CHUNK), chunks = (rows + size - 1) / size;
+    return (struct cut){panels, size, chunks, smaller(panels, larger(1, 8 * omp_get_max_threads() / chunks))};
+}
+
+/* Of the part i: its first row, how many, and from and to which panel. */
+struct piece {
+    int64_t first, count, from, to;
+};
+
+static struct piece piece_of(struct cut cut, int64_t rows, int64_t i) {
+    int64_t first = i / cut.splits * cut.size, split = i % cut.splits;
+    return (struct piece){first, smaller(cut.size, rows - first), cut.panels * split / cut.splits,
+                          cut.panels * (split + 1) / cut.splits};
 }
 
 /* y [rows, out] = act(x Wᵀ + bias [out]) * times [rows, out], rows of x x_row apart, of y and times y_row; bias and times
@@ -259,24 +265,19 @@ int assay_multiply(int lanes, const float *x, int64_t x_row, int64_t rows, const
                    const float *bias, int act, const float *times, float *y, int64_t y_row) {
     if (!rows) return 0;
     struct product p = {x, packed, bias, times, y, x_row, y_row, in, out, act};
-    int64_t panels = (out + 2 * lanes - 1) / (2 * lanes), size = smaller(rows, CHUNK), chunks = (rows + size - 1) / size;
-    int64_t splits = smaller(panels, larger(1, 8 * omp_get_max_threads() / chunks)); /* so that nobody waits long */
+    struct cut cut = cut_up(rows, out, 2 * lanes);
     int aside = x_row % 1024 == 0 && rows > CHUNK, failed = 0;
 #pragma omp parallel if (rows * in * out > 1 << 18)
     {
-        float *copy = aside ? malloc(4 * size * (in + 16)) : 0;
+        float *copy = aside ? malloc(4 * cut.size * (in + 16)) : 0;
         if (aside && !copy)
 #pragma omp atomic write
             failed = 1;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < chunks * splits; i++) {
-            int64_t first = i / splits * size, count = smaller(size, rows - first), split = i % splits;
-            int64_t from = panels * split / splits, to = panels * (split + 1) / splits;
+        for (int64_t i = 0; i < cut.chunks * cut.splits; i++) {
+            struct piece piece = piece_of(cut, rows, i);
             if (aside && !copy) continue;
-            if (lanes == 16)
-                multiply_part_16(&p, first, count, from, to, copy);
-            else
-                multiply_part_8(&p, first, count, from, to, copy);
+            IN_WIDTH(multiply_part, &p, piece.first, piece.count, piece.from, piece.to, copy);
         }
         free(copy);
     }
@@ -299,11 +300,10 @@ void assay_multiply8(const uint8_t *x, int64_t x_row, const float *row_scale, in
                      const float *times, float *y, int64_t y_row) {
     if (!rows) return;
     struct product8 p = {x, packed, base, row_scale, column_scale, bias, times, y, x_row, y_row, in, out, act};
-    int64_t panels = (out + 31) / 32, size = smaller(rows, CHUNK), chunks = (rows + size - 1) / size;
-    int64_t splits = smaller(panels, larger(1, 8 * omp_get_max_threads() / chunks));
+    struct cut cut = cut_up(rows, out, 32);
 #pragma omp parallel for schedule(dynamic, 1) if (rows * in * out > 1 << 20)
-    for (int64_t i = 0; i < chunks * splits; i++) {
-        int64_t first = i / splits * size, split = i % splits;
-        multiply8_part_16(&p, first, smaller(size, rows - first), panels * split / splits, panels * (split + 1) / splits);
+    for (int64_t i = 0; i < cut.chunks * cut.splits; i++) {
+        struct piece piece = piece_of(cut, rows, i);
+        multiply8_part_16(&p, piece.first, piece.count, piece.from, piece.to);
     }
 }

@@ -437,29 +437,26 @@ TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float 
     }
 }
 
-static void FN(multiply_group)(int rows, const float *x, int64_t x_row, const float *panel, int64_t in,
-                               const float *base, int64_t base_row, float *y) {
-    switch (rows) {
-#define CASE(n)                                                                                                        \
-    case n:                                                                                                            \
-        FN(multiply_by)(n, x, x_row, panel, in, base, base_row, y);                                                    \
-        break
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-        CASE(5);
-        CASE(6);
-#if GROUP > 6
-        CASE(7);
-        CASE(8);
-        CASE(9);
-        CASE(10);
-        CASE(11);
-        CASE(12);
-#endif
-#undef CASE
+/* A call with so many rows, at most GROUP, as a constant. */
+#define OF_ROWS(n, call)                                                                                               \
+    case n: {                                                                                                          \
+        enum { rows = n };                                                                                             \
+        call;                                                                                                          \
+        break;                                                                                                         \
     }
+#define UP_TO_6(call)                                                                                                  \
+    OF_ROWS(1, call) OF_ROWS(2, call) OF_ROWS(3, call) OF_ROWS(4, call) OF_ROWS(5, call) OF_ROWS(6, call)
+#if GROUP == 12
+#define UP_TO_GROUP(call)                                                                                              \
+    UP_TO_6(call) OF_ROWS(7, call) OF_ROWS(8, call) OF_ROWS(9, call) OF_ROWS(10, call) OF_ROWS(11, call)               \
+    OF_ROWS(12, call)
+#else
+#define UP_TO_GROUP UP_TO_6
+#endif
+
+static void FN(multiply_group)(int count, const float *x, int64_t x_row, const float *panel, int64_t in,
+                               const float *base, int64_t base_row, float *y) {
+    switch (count) { UP_TO_GROUP(FN(multiply_by)(rows, x, x_row, panel, in, base, base_row, y)) }
 }
 
 /* Have a part of y brought into the cache while its sums are computed: it was written long ago, or never, and a store that
@@ -537,27 +534,9 @@ TOUCH BYTES_TARGET void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_r
             STORE(y + (2 * r + i) * LANES, __builtin_convertvector(sums[r][i], VF) * LOAD(scale + i * LANES));
 }
 
-static BYTES_TARGET void FN(multiply8_group)(int rows, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t in,
+static BYTES_TARGET void FN(multiply8_group)(int count, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t in,
                                              const int32_t *base, const float *scale, float *y) {
-    switch (rows) {
-#define CASE(n)                                                                                                        \
-    case n:                                                                                                            \
-        FN(multiply8_by)(n, x, x_row, panel, in, base, scale, y);                                                      \
-        break
-        CASE(1);
-        CASE(2);
-        CASE(3);
-        CASE(4);
-        CASE(5);
-        CASE(6);
-        CASE(7);
-        CASE(8);
-        CASE(9);
-        CASE(10);
-        CASE(11);
-        CASE(12);
-#undef CASE
-    }
+    switch (count) { UP_TO_GROUP(FN(multiply8_by)(rows, x, x_row, panel, in, base, scale, y)) }
 }
 
 /* As multiply_part, in whole numbers, which need no blocks: their sums are exact. */
@@ -590,3 +569,6 @@ static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t 
 #undef SPLAT
 #undef TOUCH
 #undef AT_MOST
+#undef OF_ROWS
+#undef UP_TO_6
+#undef UP_TO_GROUP

@@ -74,6 +74,16 @@ def supports(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
 
 
+def _kernels() -> ctypes.CDLL:
+    kernels = library()
+    assert kernels is not None, "who calls has asked whether there are any"
+    return kernels
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -94,9 +104,7 @@ def attend(
     q, k, v = (x if x.stride(1) == x.shape[2] and x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     flat = array("q", [number for span in spans for number in span])
     out = torch.empty(q.shape)
-    kernels = library()
-    assert kernels is not None, "supports() said so"
-    failed = kernels.assay_attend(
+    failed = _kernels().assay_attend(
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
@@ -130,24 +138,20 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantize(x: Tensor, whole: Tensor, scale: Tensor) -> None:
-    kernels = library()
-    assert kernels is not None, "supports() said so"
-    kernels.assay_quantize(x.data_ptr(), x.stride(0), *x.shape, whole.data_ptr(), whole.stride(0), scale.data_ptr())
+    _kernels().assay_quantize(x.data_ptr(), x.stride(0), *x.shape, whole.data_ptr(), whole.stride(0), scale.data_ptr())
 
 
 def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
     """act(y * scale + bias) * times, in place of y [rows, size]. scale: [rows, 1]."""
-    kernels = library()
-    assert kernels is not None, "supports() said so"
     assert y.is_contiguous()
     assert times is None or times.is_contiguous()
-    kernels.assay_finish(
+    _kernels().assay_finish(
         y.data_ptr(),
         *y.shape,
         scale.data_ptr(),
-        None if bias is None else bias.data_ptr(),
+        _address(bias),
         _ACTIVATIONS[act],
-        None if times is None else times.data_ptr(),
+        _address(times),
     )
     return y
 
@@ -156,9 +160,8 @@ def normalize(x: Tensor, weight: Tensor, eps: float, more: float) -> Tensor:
     """x / rms(x) * (weight + more), over the last dimension of [rows, size] or [tokens, heads, size]."""
     wide = x if x.dim() == 3 else x[:, None]
     wide = wide if wide.stride(2) == 1 else wide.contiguous()
-    kernels, y = library(), torch.empty(x.shape)
-    assert kernels is not None, "supports() said so"
-    kernels.assay_normalize(
+    y = torch.empty(x.shape)
+    _kernels().assay_normalize(
         wide.data_ptr(), wide.stride(0), wide.stride(1), *wide.shape, weight.data_ptr(), eps, more, y.data_ptr()
     )
     return y
@@ -167,17 +170,16 @@ def normalize(x: Tensor, weight: Tensor, eps: float, more: float) -> Tensor:
 def normalize_sum(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """The layer norm of a + b, over the last dimension of [rows, size]."""
     a, b = (x if x.stride(1) == 1 else x.contiguous() for x in (a, b))
-    kernels, y = library(), torch.empty(a.shape)
-    assert kernels is not None, "supports() said so"
+    y = torch.empty(a.shape)
     assert a.shape == b.shape
-    kernels.assay_normalize_sum(
+    _kernels().assay_normalize_sum(
         a.data_ptr(),
         a.stride(0),
         b.data_ptr(),
         b.stride(0),
         *a.shape,
         weight.data_ptr(),
-        None if bias is None else bias.data_ptr(),
+        _address(bias),
         eps,
         y.data_ptr(),
     )
@@ -187,11 +189,10 @@ def normalize_sum(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, eps
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """model/rotary.py's rotate: x [tokens, heads, head_dim] by cos and sin [tokens, dim]."""
     x = x if x.stride(2) == 1 else x.contiguous()
-    kernels, y = library(), torch.empty(x.shape)
-    assert kernels is not None, "supports() said so"
+    y = torch.empty(x.shape)
     assert cos.is_contiguous()
     assert sin.is_contiguous()
-    kernels.assay_turn(
+    _kernels().assay_turn(
         x.data_ptr(),
         x.stride(0),
         x.stride(1),
@@ -216,8 +217,7 @@ class Packed:
 
 def pack(weight: Tensor) -> Packed:
     """A weight [out_features, in_features], laid out anew."""
-    kernels = library()
-    assert kernels is not None, "supports() said so"
+    kernels = _kernels()
     weight, lanes = weight.contiguous(), kernels.assay_lanes()
     out_features, in_features = weight.shape
     panels = torch.empty(-(-out_features // (2 * lanes)) * 2 * lanes * in_features)
@@ -230,30 +230,29 @@ def _apart(rows: int, size: int) -> Tensor:
     return torch.empty((rows, size)) if size % 1024 else torch.empty((rows, size + 16))[:, :size]
 
 
+def _what_follows(bias: Tensor | None, act: str | None, times: Tensor | None, y: Tensor) -> tuple[int | None, ...]:
+    """A product's last arguments: what follows it, and where it is written to."""
+    assert times is None or times.stride() == y.stride()
+    return _address(bias), _ACTIVATIONS[act], _address(times), y.data_ptr(), y.stride(0)
+
+
 def multiply(x: Tensor, weight: Packed, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
     """act(x Wᵀ + bias) * times: [rows, in_features] → [rows, out_features]. Raises MemoryError.
 
     A row's result does not depend on the others, to the last bit.
     """
     x = x if x.stride(1) == 1 else x.contiguous()
-    kernels, rows = library(), x.shape[0]
-    assert kernels is not None, "supports() said so"
     assert x.shape[1] == weight.in_features
-    y = _apart(rows, weight.out_features)
-    assert times is None or times.stride() == y.stride()
-    failed = kernels.assay_multiply(
+    y = _apart(x.shape[0], weight.out_features)
+    failed = _kernels().assay_multiply(
         weight.lanes,
         x.data_ptr(),
         x.stride(0),
-        rows,
+        x.shape[0],
         weight.panels.data_ptr(),
         weight.in_features,
         weight.out_features,
-        None if bias is None else bias.data_ptr(),
-        _ACTIVATIONS[act],
-        None if times is None else times.data_ptr(),
-        y.data_ptr(),
-        y.stride(0),
+        *_what_follows(bias, act, times, y),
     )
     if failed:
         raise MemoryError("a product found no memory for its rows")
@@ -279,42 +278,34 @@ class Packed8:
 
 def pack8(whole: Tensor, scale: Tensor) -> Packed8:
     """Whole numbers [out_features, in_features] and the scale of each row, laid out anew."""
-    kernels = library()
-    assert kernels is not None, "has_bytes() said so"
+    whole = whole.contiguous()
     out_features, in_features = whole.shape
     columns, wide = -(-out_features // 32) * 32, -(-in_features // 4) * 4
     panels, base = torch.empty(columns * wide, dtype=torch.int8), torch.empty(columns, dtype=torch.int32)
     scales = torch.zeros(columns)
     scales[:out_features] = scale
-    kernels.assay_pack8(whole.contiguous().data_ptr(), in_features, out_features, panels.data_ptr(), base.data_ptr())
+    _kernels().assay_pack8(whole.data_ptr(), in_features, out_features, panels.data_ptr(), base.data_ptr())
     return Packed8(panels, base, scales, in_features, out_features)
 
 
 def multiply8(x: Tensor, weight: Packed8, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
     """As `multiply`, with each row of x as 8-bit integers and a scale, found as it comes."""
     x = x if x.stride(1) == 1 else x.contiguous()
-    kernels, rows = library(), x.shape[0]
-    assert kernels is not None, "has_bytes() said so"
     assert x.shape[1] == weight.in_features
     wide = -(-weight.in_features // 4) * 4
-    whole = torch.empty((rows, wide if wide % 1024 else wide + 64), dtype=torch.uint8)
-    scale, y = torch.empty(rows), _apart(rows, weight.out_features)
-    assert times is None or times.stride() == y.stride()
+    whole = torch.empty((x.shape[0], wide if wide % 1024 else wide + 64), dtype=torch.uint8)
+    scale, y = torch.empty(x.shape[0]), _apart(x.shape[0], weight.out_features)
     _quantize(x, whole, scale)
-    kernels.assay_multiply8(
+    _kernels().assay_multiply8(
         whole.data_ptr(),
         whole.stride(0),
         scale.data_ptr(),
-        rows,
+        x.shape[0],
         weight.panels.data_ptr(),
         weight.base.data_ptr(),
         weight.scale.data_ptr(),
         wide,
         weight.out_features,
-        None if bias is None else bias.data_ptr(),
-        _ACTIVATIONS[act],
-        None if times is None else times.data_ptr(),
-        y.data_ptr(),
-        y.stride(0),
+        *_what_follows(bias, act, times, y),
     )
     return y
