@@ -12,6 +12,7 @@ import torch
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from assay.config import EngineConfig
+from assay.engine.admission import Admission
 from assay.engine.engine import Engine
 from assay.engine.runner import Batch
 from assay.engine.threads import Threads
@@ -242,8 +243,27 @@ async def test_waiting_in_line_loses_nobody_and_keeps_the_order(
     bench.gate.open()
     results = [await outcome(call) for call in calls]
     assert [len(result) for result in results] == [4] * 6
-    assert entered == [7, 8, 9, 10, 11, 12], "and what the scheduler makes of that is its own"
+    assert entered == [7, 8, 9, 10, 11, 12]
     assert bench.engine._admission.tokenizing == bench.engine._admission.waiting == 0
+
+
+async def test_who_was_let_in_before_stands_ahead_of_the_line_in_order() -> None:
+    """Between being tokenized and being queued, the room may go to others; who comes back first is next."""
+    queued = 10
+    admission = Admission(10, "wait", lambda: queued)
+    let_in: list[str] = []
+
+    async def stand(name: str, at_front: bool) -> None:
+        await admission.enter(4, at_front)
+        let_in.append(name)
+
+    names = {"new": False, "first": True, "second": True, "third": True, "newer": False}
+    tasks = [asyncio.create_task(stand(name, at_front)) for name, at_front in names.items()]
+    await until(lambda: admission.waiting == 5)
+    queued = -10
+    admission.wake()
+    await asyncio.gather(*tasks)
+    assert let_in == ["first", "second", "third", "new", "newer"]
 
 
 async def test_who_leaves_the_line_makes_room(make: Callable[..., Engine]) -> None:

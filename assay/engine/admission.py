@@ -8,6 +8,9 @@ from assay.config import WhenFull
 from assay.errors import OverloadedError, QueueFullError, TooLargeError
 from assay.sequence import Prompt, TextPrompt, TokenPrompt
 
+Line = deque[tuple[int, asyncio.Future[None]]]
+"""Who waits: for how much room, and what ends the wait."""
+
 _CHARACTERS_PER_TOKEN = 4
 
 
@@ -23,12 +26,13 @@ class Admission:
         self.tokenizing = 0
         self._when_full = when_full
         self._queued = queued
-        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._front: Line = deque()  # of those that were admitted before; all of the line is behind them
+        self._line: Line = deque()
 
     @property
     def waiting(self) -> int:
         """Requests in line."""
-        return len(self._line)
+        return len(self._front) + len(self._line)
 
     async def enter(self, tokens: int, at_front: bool = False) -> None:
         """Take room for `tokens`, until `leave`. Raises TooLargeError, QueueFullError or OverloadedError.
@@ -39,7 +43,8 @@ class Admission:
             raise TooLargeError(
                 f"The request has about {tokens} tokens, more than the whole queue holds ({self.limit}); split it."
             )
-        if self._fits(tokens) and (at_front or not self._line):
+        line = self._front if at_front else self._line
+        if self._fits(tokens) and not self._front and (at_front or not self._line):
             self.tokenizing += tokens
             return
         message = f"The queue is full ({self.limit} tokens wait); try again later."
@@ -49,39 +54,42 @@ class Admission:
             case "503":
                 raise OverloadedError(message)
             case "wait":
-                await self._stand_in_line(tokens, at_front)
+                await self._stand_in(line, tokens)
 
-    async def _stand_in_line(self, tokens: int, at_front: bool) -> None:
+    async def _stand_in(self, line: Line, tokens: int) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         place = (tokens, turn)
-        (self._line.appendleft if at_front else self._line.append)(place)
+        line.append(place)
         try:
             await turn
         except BaseException:
-            if place in self._line:
-                self._line.remove(place)
+            if place in line:
+                line.remove(place)
                 self.wake()  # those behind it may fit
             elif turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.leave(tokens)  # its turn came in the moment that it gave up
             raise
 
     def leave(self, tokens: int) -> None:
-        """What `enter` took is queued, or gone."""
+        """What `enter` took is queued, or gone. Those in line hear of it at the end of this turn of the loop: who has
+        been tokenized leaves, and enters to be queued, in one go, and no other takes that room meanwhile.
+        """
         self.tokenizing -= tokens
-        self.wake()
+        if self.waiting:
+            asyncio.get_running_loop().call_soon(self.wake)
 
     def wake(self) -> None:
         """Room may have come: let in whoever fits, in order."""
-        while self._line and self._fits(self._line[0][0]):
-            tokens, turn = self._line.popleft()
+        while (line := self._front or self._line) and self._fits(line[0][0]):
+            tokens, turn = line.popleft()
             if not turn.done():
                 self.tokenizing += tokens
                 turn.set_result(None)
 
     def dismiss(self, error: Exception) -> None:
         """Tell everyone in line that there will be no turn."""
-        while self._line:
-            _, turn = self._line.popleft()
+        while line := self._front or self._line:
+            _, turn = line.popleft()
             if not turn.done():
                 turn.set_exception(error)
 
