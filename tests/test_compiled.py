@@ -10,6 +10,8 @@ from assay.model import compiled
 from assay.model.activation import ACTIVATIONS, activation
 from assay.model.attention import attention, by_runs
 from assay.model.batch import pack
+from assay.model.compiled import MARGIN
+from assay.model.disentangled import disentangled_attention
 from assay.model.kernels import _in_8_bits, has_onednn
 from assay.sequence import Sequence
 
@@ -90,6 +92,34 @@ def test_long_sequences(head_dim: int) -> None:
                 options = {"scale": head_dim**-0.5, "causal": causal, "window": window, "softcap": softcap}
                 got, expected = attention(q, k, v, batch, **options), by_runs(q, k, v, batch, **options)  # type: ignore[arg-type]
                 assert float((got - expected).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("head_dim", [1, 7, 64])
+@pytest.mark.parametrize("kinds", ["ck", "c", "k"])
+def test_attention_by_distance(head_dim: int, kinds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch has it, run by run, and each text the same bits alone, with tables that end where its distances do."""
+    batch = pack([Sequence([1] * length) for length in (1, 17, 31, 129, 300)])
+    generator = torch.Generator().manual_seed(6)
+    q, k, v = (torch.randn(batch.num_tokens, 3, head_dim, generator=generator) for _ in "qkv")
+    width = 2 * (300 + MARGIN) - 1
+    tables = [torch.randn(3, head_dim, width, generator=generator) if kind in kinds else None for kind in "ck"]
+    for rows in (None, "first", "last"):
+        got = disentangled_attention(q, k, v, *tables, batch, 0.3, rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(compiled, "supports", lambda x: False)
+            expected = disentangled_attention(q, k, v, *tables, batch, 0.3, rows)
+        assert float((got - expected).abs().max()) < 1e-5
+        for i, run in enumerate(batch.runs):
+            tokens = slice(run.start, run.start + run.length)
+            own = slice(300 - run.length, width - 300 + run.length)
+            alone = disentangled_attention(
+                *(x[tokens] for x in (q, k, v)),
+                *(None if table is None else table[..., own].contiguous() for table in tables),
+                pack([Sequence([1] * run.length)]),
+                0.3,
+                rows,
+            )
+            assert torch.equal(alone, got[tokens] if rows is None else got[i : i + 1])
 
 
 def test_threads_change_nothing() -> None:

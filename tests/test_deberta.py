@@ -13,11 +13,14 @@ from assay import Classifier
 from assay.errors import CheckpointError, ConfigError
 from assay.model import deberta, disentangled
 from assay.model.batch import pack, pick
-from assay.model.disentangled import disentangled_attention, disentangled_rows
+from assay.model.compiled import MARGIN
+from assay.model.disentangled import disentangled_attention
 from assay.model.registry import load_model
 from assay.sequence import Sequence
 from tests.tiny import rewrite_weights
 from tests.tiny_modern import ours_of, reordered, save_deberta, some_sequences, theirs_of, worst
+
+pytestmark = pytest.mark.usefixtures("vectors")
 
 TOLERANCE = 1e-4  # against transformers, on logits of order 1
 ROUNDING = 2e-5  # against ourselves in other company: only the order of float32 sums differs
@@ -132,19 +135,19 @@ def _without(place: int) -> Callable[..., Tensor]:
 
 
 def _swapped(q: Tensor, k: Tensor, v: Tensor, pos_key: Tensor, pos_query: Tensor, *rest: Any) -> Tensor:
-    return disentangled_attention(q, k, v, pos_query.flip(1), pos_key.flip(1), *rest)
+    return disentangled_attention(q, k, v, pos_query.flip(2), pos_key.flip(2), *rest)
 
 
 def _mirrored(q: Tensor, k: Tensor, v: Tensor, pos_key: Tensor, pos_query: Tensor, *rest: Any) -> Tensor:
-    return disentangled_attention(q, k, v, pos_key.flip(1), pos_query.flip(1), *rest)
+    return disentangled_attention(q, k, v, pos_key.flip(2), pos_query.flip(2), *rest)
 
 
 def _p2c_mirrored(q: Tensor, k: Tensor, v: Tensor, pos_key: Tensor, pos_query: Tensor, *rest: Any) -> Tensor:
-    return disentangled_attention(q, k, v, pos_key, pos_query.flip(1), *rest)
+    return disentangled_attention(q, k, v, pos_key, pos_query.flip(2), *rest)
 
 
 def _wrong_scale(*args: Any) -> Tensor:
-    return disentangled_attention(*args[:-1], args[-1] * 3**0.5)
+    return disentangled_attention(*args[:-2], args[-2] * 3**0.5, args[-1])
 
 
 @pytest.mark.parametrize("broken", [_without(3), _without(4), _swapped, _mirrored, _p2c_mirrored, _wrong_scale])
@@ -212,9 +215,9 @@ def test_one_query_a_sequence_is_that_query_among_all(lengths: list[int], kinds:
     generator = torch.Generator().manual_seed(1)
     batch = pack([Sequence([1] * length) for length in lengths])
     q, k, v = (torch.randn(sum(lengths), 3, 4, generator=generator) for _ in range(3))
-    pos_key, pos_query = (torch.randn(3, 2 * max(lengths) - 1, 4, generator=generator) for _ in range(2))
+    pos_key, pos_query = (torch.randn(3, 4, 2 * (max(lengths) + MARGIN) - 1, generator=generator) for _ in range(2))
     tables = (pos_key if "c2p" in kinds else None, pos_query if "p2c" in kinds else None)
     everywhere = disentangled_attention(q, k, v, *tables, batch, 0.4)
     for rows in ("first", "last"):
-        alone = disentangled_rows(q, k, v, *tables, batch, 0.4, rows)
+        alone = disentangled_attention(q, k, v, *tables, batch, 0.4, rows)
         assert (alone - pick(everywhere, batch, rows)).abs().max() < 1e-5

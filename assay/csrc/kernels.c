@@ -19,12 +19,17 @@ enum { CHUNK = 96 };    /* rows of a part of a product */
 
 /* q: [tokens, heads, dim], or [sequences, heads, dim] where one query of each asks; k, v: [tokens, kv_heads, dim].
    A token's floats lie q_row, k_row, v_row apart; out: as q, without gaps. A query sees the keys from `left` before its
-   place to `right` behind it. */
+   place to `right` behind it. query_table, key_table, or none: what a score gets on top by how far query i lies behind key j,
+   q_i·query_table(i - j) and k_j·key_table(i - j). They are [heads][dim][table_row], point to the distance 0, and have
+   32 columns more to either side than there are distances, for groups of rows and whole vectors reach further. The first
+   falls from left to right, the second rises. */
 struct attention {
     const float *q, *k, *v;
     float *out;
     int64_t q_row, k_row, v_row, heads, kv_heads, dim, left, right;
     float scale, softcap;
+    const float *query_table, *key_table;
+    int64_t table_row;
 };
 
 /* Neighbouring queries of one sequence: `count` of them, from `query` in q, which stand at `position` in it. They see
@@ -123,11 +128,14 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* spans: [count][4], each sequence's first token and length, and those of the prefix that it goes on from. which: ALL
-   tokens ask, or the FIRST or the LAST of each sequence. Returns 0, or 1 where there is no memory. */
+   tokens ask, or the FIRST or the LAST of each sequence. With tables, each head has keys of its own. Returns 0, or 1 where
+   there is no memory. */
 int assay_attend(const float *q, const float *k, const float *v, float *out, int64_t q_row, int64_t k_row, int64_t v_row,
                  int64_t heads, int64_t kv_heads, int64_t dim, const int64_t *spans, int64_t count, int which, float scale,
-                 float softcap, int64_t left, int64_t right) {
-    struct attention a = {q, k, v, out, q_row, k_row, v_row, heads, kv_heads, dim, left, right, scale, softcap};
+                 float softcap, int64_t left, int64_t right, const float *query_table, const float *key_table,
+                 int64_t table_row) {
+    struct attention a = {q, k, v, out, q_row, k_row, v_row, heads, kv_heads, dim, left, right, scale, softcap,
+                          query_table, key_table, table_row};
     int64_t parts = 0, most = 0, work = 0;
     for (int64_t s = 0; s < count; s++) {
         int64_t asked = which == ALL ? spans[4 * s + 1] : 1;
@@ -156,11 +164,13 @@ int assay_attend(const float *q, const float *k, const float *v, float *out, int
         }
     }
     most = (most + 2 * lanes) / (2 * lanes) * 2 * lanes;
-    size_t wide = (dim + lanes - 1) / lanes * lanes, room = 4 * (most * (dim + 8 + wide) + wide);
+    size_t wide = (dim + lanes - 1) / lanes * lanes, room = most * (dim + 8 + wide) + wide;
+    if (query_table || key_table) /* what attend_part has of them, and score_keys */
+        room += 8 * (most + 2 * lanes) + smaller(QUERIES, most) * most + lanes * (QUERIES + 2 * lanes);
     int failed = 0;
 #pragma omp parallel if (work * heads * dim > 1 << 16)
     {
-        float *scratch = malloc(room);
+        float *scratch = malloc(4 * room);
         if (!scratch)
 #pragma omp atomic write
             failed = 1;

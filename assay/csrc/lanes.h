@@ -166,21 +166,56 @@ static void FN(lay_out)(const struct attention *a, const struct part *part, floa
     }
 }
 
-/* scores [rows][2 * LANES] of some queries and one panel of keys. */
-TOUCH void FN(score)(int rows, int64_t dim, const float *const *q, const float *panel, float *scores, int64_t stride) {
+/* scores [rows][vectors * LANES] of some queries and one panel of keys, whose floats lie panel_row apart. */
+TOUCH void FN(score)(int rows, int vectors, int64_t dim, const float *const *q, const float *panel, int64_t panel_row,
+                     float *scores, int64_t stride) {
     VF sums[ROWS][2] = {};
-    for (int64_t t = 0; t < dim; t++, panel += 2 * LANES) {
-        VF a = LOAD(panel), b = LOAD(panel + LANES);
+    for (int64_t t = 0; t < dim; t++, panel += panel_row) {
+        VF key[2];
+        for (int i = 0; i < vectors; i++) key[i] = LOAD(panel + i * LANES);
         for (int r = 0; r < rows; r++) {
             VF one = SPLAT(q[r][t]);
-            sums[r][0] += one * a;
-            sums[r][1] += one * b;
+            for (int i = 0; i < vectors; i++) sums[r][i] += one * key[i];
         }
     }
-    for (int r = 0; r < rows; r++) {
-        STORE(scores + r * stride, sums[r][0]);
-        STORE(scores + r * stride + LANES, sums[r][1]);
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < vectors; i++) STORE(scores + r * stride + i * LANES, sums[r][i]);
+}
+
+/* products [ROWS][size or more] of some tokens of a head with a table by distance, from its column `from` on. */
+static void FN(score_distances)(const struct attention *a, const float *const *tokens, const float *from, int64_t size,
+                                float *products, int64_t stride) {
+    int64_t u = 0;
+    for (; u + LANES < size; u += 2 * LANES) FN(score)(ROWS, 2, a->dim, tokens, from + u, a->table_row, products + u, stride);
+    if (u < size) FN(score)(ROWS, 1, a->dim, tokens, from + u, a->table_row, products + u, stride);
+}
+
+/* scores [count][padded] of a part's queries: each key's product with the distance to it, k_j·far(i - j). Key by key they are
+   neighbours in the table, each key's one place before those of the last; then rows become columns. */
+static void FN(score_keys)(const struct attention *a, const struct part *part, float *scores, float *products) {
+    int64_t stride = QUERIES + 2 * LANES;
+    const float *table = a->key_table + part->kv_head * a->dim * a->table_row;
+    for (int64_t first = 0; first < part->keys; first += LANES) {
+        for (int64_t at = first; at < first + LANES && at < part->keys; at += ROWS) {
+            const float *keys[ROWS];
+            for (int r = 0; r < ROWS; r++) {
+                int64_t j = at + r < part->keys ? at + r : part->keys - 1;
+                keys[r] = a->k + row_of(part, j) * a->k_row + part->kv_head * a->dim;
+            }
+            int64_t nearest = part->position - (part->low + at + ROWS - 1);
+            FN(score_distances)(a, keys, table + nearest, part->count + ROWS - 1, products + (at - first) * stride, stride);
+        }
+        for (int64_t i = 0; i < part->count; i += LANES) {
+            VF m[LANES];
+            for (int r = 0; r < LANES; r++) m[r] = LOAD(products + r * stride + i + ROWS - 1 - r % ROWS);
+            FN(transpose)(m);
+            for (int r = 0; r < LANES && i + r < part->count; r++) STORE(scores + (i + r) * part->padded + first, m[r]);
+        }
     }
+}
+
+TOUCH void FN(add)(float *s, const float *more, int64_t first, int64_t last) {
+    for (int64_t j = first; j < last; j += LANES) STORE(s + j, LOAD(s + j) + LOAD(more + j));
 }
 
 /* out [rows][vectors * LANES] = weights [rows][from … to) values [from … to), each row times its factor. The first `own`
@@ -248,7 +283,9 @@ TOUCH float FN(weigh)(float *s, float top, float scale, int64_t first, int64_t l
 static void FN(attend_part)(const struct attention *a, const struct part *part, float *scratch) {
     int64_t dim = a->dim, wide = (dim + LANES - 1) / LANES * LANES, group = a->heads / a->kv_heads;
     float *keys = scratch, *scores = keys + part->padded * dim, *nowhere = scores + ROWS * part->padded, *own = nowhere + wide;
+    float *of_queries = own + part->padded * wide, *of_keys = of_queries + ROWS * (part->padded + 2 * LANES);
     FN(lay_out)(a, part, keys);
+    if (a->key_table) FN(score_keys)(a, part, of_keys, of_keys + part->count * part->padded);
     const float *values = a->v + row_of(part, 0) * a->v_row + part->kv_head * dim;
     int64_t v_row = a->v_row;
     if (part->split || wide != dim) { /* values that do not lie evenly, or end within a vector */
@@ -276,7 +313,16 @@ static void FN(attend_part)(const struct attention *a, const struct part *part, 
         }
         int64_t start = first / (2 * LANES) * 2 * LANES, end = (last + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
         for (int64_t j = start; j < end; j += 2 * LANES)
-            AT_MOST(n, FN(score)(rows, dim, q, keys + j * dim, scores + j, part->padded));
+            AT_MOST(n, FN(score)(rows, 2, dim, q, keys + j * dim, 2 * LANES, scores + j, part->padded));
+        if (a->query_table) { /* each query's are one place behind those of the next */
+            const float *table = a->query_table + part->kv_head * dim * a->table_row;
+            int64_t stride = part->padded + 2 * LANES, farthest = part->position + asked + ROWS - 1 - part->low;
+            FN(score_distances)(a, q, table - farthest, part->keys + ROWS - 1, of_queries, stride);
+            for (int r = 0; r < n; r++)
+                FN(add)(scores + r * part->padded, of_queries + r * stride + ROWS - 1 - r, start, end);
+        }
+        for (int r = 0; a->key_table && r < n; r++)
+            FN(add)(scores + r * part->padded, of_keys + (asked + r) * part->padded, start, end);
         float scale = a->softcap > 0.0f ? 1.0f : a->scale, tops[ROWS];
         for (int r = 0; r < n; r++) {
             if (a->softcap > 0.0f) FN(cap)(scores + r * part->padded, a->scale, a->softcap, start, end);

@@ -23,6 +23,7 @@ _log = logging.getLogger("assay.model")
 _WHICH: dict[Which, int] = {"all": 0, "first": 1, "last": 2}
 _ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3, "silu": 4, "swish": 4, "tanh": 5}
 WIDEST = 16  # floats of a vector
+MARGIN = 32  # columns of no meaning to either side of a table by distance, which vectors reach into
 _ANYWHERE = 1 << 40  # further than any sequence is long
 
 # p: an address, n: an int64, i: an int, f: a float; then what comes back.
@@ -30,7 +31,7 @@ _SIGNATURES = {
     "assay_use": ("i", "i"),
     "assay_lanes": ("", "i"),
     "assay_has_bytes": ("", "i"),
-    "assay_attend": ("pppp nnnnnn pn i ff nn", "i"),
+    "assay_attend": ("pppp nnnnnn pn i ff nn ppn", "i"),
     "assay_normalize": ("p nn nnn p ff p", "-"),
     "assay_normalize_sum": ("pn pn nn pp f p", "-"),
     "assay_turn": ("p nn nnn pp n p", "-"),
@@ -92,14 +93,17 @@ def attend(
     which: Which,
     scale: float,
     softcap: float | None,
-    left: int | None,
-    right: int | None,
+    left: int | None = None,
+    right: int | None = None,
+    query_table: Tensor | None = None,
+    key_table: Tensor | None = None,
 ) -> Tensor:
     """Attention within each sequence, as model/attention.py has it, in one call. Returns the shape of q.
 
     q: [tokens, heads, head_dim], or [seqs, heads, head_dim] unless all ask. spans: of each sequence, its first token
-    and length, then its prefix's, or zeros. left, right: how far a token sees; None is to the end. A query's result
-    depends on its own sequence alone, to the last bit. Raises MemoryError.
+    and length, then its prefix's, or zeros. left, right: how far a token sees; None is to the end. query_table,
+    key_table: as model/disentangled.py has them, not scaled. A query's result depends on its own sequence alone, to the
+    last bit. Raises MemoryError.
     """
     q, k, v = (x if x.stride(1) == x.shape[2] and x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     flat = array("q", [number for span in spans for number in span])
@@ -122,10 +126,22 @@ def attend(
         softcap or 0.0,
         _ANYWHERE if left is None else left,
         _ANYWHERE if right is None else right,
+        *_tables(query_table, key_table),
     )
     if failed:
         raise MemoryError("attention found no memory for its scores")
     return out
+
+
+def _tables(*tables: Tensor | None) -> tuple[int | None, ...]:
+    """Where each has its distance 0, and how far a float of a head lies behind the one before."""
+    rows = {(table.stride(), table.shape) for table in tables if table is not None}
+    if not rows:
+        return *(None for _ in tables), 0
+    ((head, row, column), shape) = rows.pop()
+    assert not rows
+    assert (head, column) == (shape[1] * row, 1)
+    return *(None if table is None else table.data_ptr() + 4 * (shape[2] // 2) for table in tables), row
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

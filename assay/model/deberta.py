@@ -5,18 +5,19 @@ Knows no padding and no mask: a score is made of two contents and their distance
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from assay.errors import CheckpointError
 from assay.model.activation import activation
 from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
-from assay.model.disentangled import disentangled_attention, disentangled_rows
+from assay.model.compiled import MARGIN
+from assay.model.disentangled import disentangled_attention
 from assay.model.embedding import embedding
 from assay.model.linear import Linear
 from assay.model.mlp import MLP
@@ -174,14 +175,15 @@ class RelativeEmbeddings(nn.Module):
 
     def forward(self, batch: PackedBatch) -> "Distances":
         longest = max(run.length for run in batch.runs)
-        distance = torch.arange(1 - longest, longest)
+        distance = torch.arange(1 - longest - MARGIN, longest + MARGIN)
         last = 2 * self.span - 1
         rows = (self._bucket(distance) + self.span).clamp(0, last)
-        if not torch.equal(rows, rows[0] + torch.arange(2 * longest - 1)):
-            device = batch.input_ids.device
-            return Distances(self, rows.to(device), (last - rows).flip(0).to(device))
-        first, end = int(rows[0]), int(rows[-1]) + 1  # so near that no two share a row: a view will do
-        return Distances(self, slice(first, end), slice(last + 1 - end, last + 1 - first))
+        first, end = int(rows[MARGIN]), int(rows[-MARGIN - 1]) + 1
+        if end - first == 2 * longest - 1:  # so near that no two share a row: a view will do
+            ascending, descending = slice(first, end + 2 * MARGIN), slice(last + 1 - end, last + 1 - first + 2 * MARGIN)
+            return Distances(self, ascending, descending)
+        device = batch.input_ids.device
+        return Distances(self, (MARGIN + rows).to(device), (MARGIN + last - rows).flip(0).to(device))
 
     def _bucket(self, distance: Tensor) -> Tensor:
         """Rounded up from float32, as in training: no boundary may move by an ulp."""
@@ -196,8 +198,8 @@ class RelativeEmbeddings(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Distances:
-    """Rows of the relative embeddings for the distances i - j in a batch, 2 * longest - 1 of them, zero midway: the
-    most negative first, or the most positive first, in the table turned upside down."""
+    """Columns of a table of relative embeddings for the distances i - j in a batch, 2 * longest - 1 of them, zero
+    midway, and margins: the most negative first, or the most positive first, in the table that is turned around."""
 
     relative: RelativeEmbeddings
     ascending: Tensor | slice
@@ -233,15 +235,14 @@ class DebertaLayer(nn.Module):
             seen = attention(pick(q, batch, rows), k, v, batch, scale=self.scale, rows=rows)
         else:
             keys, queries = self.positions(distances.relative)
-            pos_key = None if keys is None else keys[:, distances.descending]
-            pos_query = None if queries is None else queries[:, distances.ascending]
-            attend = disentangled_attention if rows is None else partial(disentangled_rows, rows=rows)
-            seen = attend(q, k, v, pos_key, pos_query, batch, self.scale)
+            pos_key = None if keys is None else keys[..., distances.descending]
+            pos_query = None if queries is None else queries[..., distances.ascending]
+            seen = disentangled_attention(q, k, v, pos_key, pos_query, batch, self.scale, rows)
         out: Tensor = self.attn_out(seen.flatten(1))
         return out
 
     def positions(self, relative: RelativeEmbeddings) -> tuple[Tensor | None, Tensor | None]:
-        """Relative embeddings as keys (upside down) and as queries, scaled, each [heads, 2 * span, head_dim].
+        """Relative embeddings as keys (turned around) and as queries, each [heads, head_dim, 2 * span] and a margin.
 
         They depend on weights alone, which do not change once loaded: projected at first use, then kept.
         """
@@ -249,13 +250,16 @@ class DebertaLayer(nn.Module):
             table = relative.norm(relative.embeddings.weight)  # distance 0 stands in row `span`
             keys = queries = None
             if self.c2p:
-                keys = self.pos_key(table) if self.pos_key else self.qkv(table).chunk(3, dim=1)[1]
-                keys = (keys * self.scale).view(len(table), self.num_heads, -1).transpose(0, 1).flip(1).contiguous()
+                keys = self._columns(
+                    (self.pos_key(table) if self.pos_key else self.qkv(table).chunk(3, dim=1)[1]).flip(0)
+                )
             if self.p2c:
-                queries = self.pos_query(table) if self.pos_query else self.qkv(table).chunk(3, dim=1)[0]
-                queries = (queries * self.scale).view(len(table), self.num_heads, -1).transpose(0, 1).contiguous()
+                queries = self._columns(self.pos_query(table) if self.pos_query else self.qkv(table).chunk(3, dim=1)[0])
             self._positions = keys, queries
         return self._positions
+
+    def _columns(self, projected: Tensor) -> Tensor:
+        return pad(projected.T.reshape(self.num_heads, -1, len(projected)), (MARGIN, MARGIN))
 
 
 class ConvLayer(nn.Module):
