@@ -207,36 +207,38 @@ void assay_finish(float *y, int64_t rows, int64_t size, const float *scale, cons
     }
 }
 
-/* For each head of x [tokens, heads, size], tokens x_row and heads x_head apart: where it is, and goes to in y, without gaps. */
-#define EACH_HEAD(call)                                                                                                \
-    _Pragma("omp parallel for if (tokens * heads * size > 1 << 14)") for (int64_t i = 0; i < tokens; i++)              \
-        for (int64_t head = 0; head < heads; head++) {                                                                 \
-            const float *from = x + i * x_row + head * x_head;                                                         \
-            float *to = y + (i * heads + head) * size;                                                                 \
-            call;                                                                                                      \
-        }
-
-/* x as EACH_HEAD has it → y: each head over its root mean square, times
+/* x [tokens, heads, size], tokens x_row and heads x_head apart → y, without gaps: each head over its root mean square, times
    weight [size] + more. */
 void assay_normalize(const float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, int64_t size,
                      const float *weight, float eps, float more, float *y) {
-    EACH_HEAD(IN_WIDTH(normalize_row, from, size, weight, eps, more, to))
+#pragma omp parallel for if (tokens * heads * size > 1 << 14)
+    for (int64_t i = 0; i < tokens; i++)
+        for (int64_t head = 0; head < heads; head++) {
+            const float *from = x + i * x_row + head * x_head;
+            IN_WIDTH(normalize_row, from, size, weight, eps, more, y + (i * heads + head) * size);
+        }
 }
 
-/* y [rows, size], of the rows of a + b, less their mean and over their deviation, times weight plus bias, which
-   may be absent. Rows lie a_row, b_row and size apart. */
-void assay_normalize_sum(const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows, int64_t size,
-                         const float *weight, const float *bias, float eps, float *y) {
+/* y [rows, size], of the rows of a + b, less their mean where they are centred, over their deviation from it or from 0, times
+   weight + more, plus bias, which may be absent. Rows lie a_row, b_row and size apart. The sums replace a where `keep`. */
+void assay_normalize_sum(float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows, int64_t size, int centred,
+                         const float *weight, const float *bias, float eps, float more, int keep, float *y) {
 #pragma omp parallel for if (rows * size > 1 << 14)
     for (int64_t i = 0; i < rows; i++) {
-        IN_WIDTH(normalize_sum_row, a + i * a_row, b + i * b_row, size, weight, bias, eps, y + i * size);
+        float *from = a + i * a_row, *to = y + i * size;
+        IN_WIDTH(normalize_sum_row, from, b + i * b_row, size, centred, weight, bias, eps, more, keep ? from : to, to);
     }
 }
 
-/* x as EACH_HEAD has it → y: each head's first dim floats turned by its token's cos and sin [tokens, dim]. */
-void assay_turn(const float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, int64_t size,
-                const float *cos, const float *sin, int64_t dim, float *y) {
-    EACH_HEAD(IN_WIDTH(turn_head, from, size, cos + i * dim, sin + i * dim, dim, to))
+/* Each head of x [tokens, heads, ...], tokens x_row and heads x_head apart: its first dim floats turned, in place, by its
+   token's cos and sin [tokens, dim]. */
+void assay_turn(float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, const float *cos, const float *sin,
+                int64_t dim) {
+#pragma omp parallel for if (tokens * heads * dim > 1 << 14)
+    for (int64_t i = 0; i < tokens; i++)
+        for (int64_t head = 0; head < heads; head++) {
+            IN_WIDTH(turn_head, x + i * x_row + head * x_head, cos + i * dim, sin + i * dim, dim);
+        }
 }
 
 /* weight [out, in] → packed, in panels for vectors of so many lanes: in * out floats, with out rounded up to 2 * lanes. */

@@ -406,41 +406,40 @@ static void FN(normalize_row)(const float *x, int64_t size, const float *weight,
         FN(store)(y + i, FN(load)(x + i, size - i) * factor * (FN(load)(weight + i, size - i) + more), size - i);
 }
 
-/* y = (a + b - mean) / deviation * weight + bias, which may be absent. */
-static void FN(normalize_sum_row)(const float *a, const float *b, int64_t size, const float *weight, const float *bias,
-                                  float eps, float *y) {
+/* total = a + b, and y as assay_normalize_sum has it; total may be a or y. */
+static void FN(normalize_sum_row)(const float *a, const float *b, int64_t size, int centred, const float *weight,
+                                  const float *bias, float eps, float more, float *total, float *y) {
     VF sum = {}, squares = {};
     for (int64_t i = 0; i < size; i += LANES) {
         VF one = FN(load)(a + i, size - i) + FN(load)(b + i, size - i);
         sum += one;
-        FN(store)(y + i, one, size - i);
+        FN(store)(total + i, one, size - i);
     }
-    float mean = FN(sum)(sum) / size;
+    float mean = centred ? FN(sum)(sum) / size : 0.0f;
     VI place;
     for (int i = 0; i < LANES; i++) place[i] = i;
     for (int64_t i = 0; i < size; i += LANES) {
-        VF one = FN(load)(y + i, size - i) - mean;
+        VF one = FN(load)(total + i, size - i) - mean;
         if (size - i < LANES) one = (VF)((VI)one & (place < (int32_t)(size - i)));
         squares += one * one;
     }
     float factor = 1.0f / sqrtf(FN(sum)(squares) / size + eps);
     for (int64_t i = 0; i < size; i += LANES) {
-        VF one = (FN(load)(y + i, size - i) - mean) * factor * FN(load)(weight + i, size - i);
+        VF one = (FN(load)(total + i, size - i) - mean) * factor * (FN(load)(weight + i, size - i) + more);
         if (bias) one += FN(load)(bias + i, size - i);
         FN(store)(y + i, one, size - i);
     }
 }
 
-/* A head turned by the angles whose cosines and sines are given: its first `dim` floats, halves paired. */
-static void FN(turn_head)(const float *x, int64_t size, const float *cos, const float *sin, int64_t dim, float *y) {
+/* A head turned, in place, by the angles whose cosines and sines are given: its first `dim` floats, halves paired. */
+static void FN(turn_head)(float *x, const float *cos, const float *sin, int64_t dim) {
     int64_t half = dim / 2;
     for (int64_t i = 0; i < half; i += LANES) {
         int64_t left = half - i;
         VF a = FN(load)(x + i, left), b = FN(load)(x + half + i, left);
-        FN(store)(y + i, a * FN(load)(cos + i, left) - b * FN(load)(sin + i, left), left);
-        FN(store)(y + half + i, b * FN(load)(cos + half + i, left) + a * FN(load)(sin + half + i, left), left);
+        FN(store)(x + i, a * FN(load)(cos + i, left) - b * FN(load)(sin + i, left), left);
+        FN(store)(x + half + i, b * FN(load)(cos + half + i, left) + a * FN(load)(sin + half + i, left), left);
     }
-    memcpy(y + dim, x + dim, 4 * (size - dim));
 }
 
 /* W [out, in] → panels of two vectors of its rows, [in][2 * LANES] each, zeros behind the last. */

@@ -33,8 +33,8 @@ _SIGNATURES = {
     "assay_has_bytes": ("", "i"),
     "assay_attend": ("pppp nnnnnn pn i ff nn ppn", "i"),
     "assay_normalize": ("p nn nnn p ff p", "-"),
-    "assay_normalize_sum": ("pn pn nn pp f p", "-"),
-    "assay_turn": ("p nn nnn pp n p", "-"),
+    "assay_normalize_sum": ("pn pn nn i pp ff i p", "-"),
+    "assay_turn": ("p nn nn pp n", "-"),
     "assay_pack": ("i p nn p", "-"),
     "assay_multiply": ("i pnn pnn p i p pn", "i"),
     "assay_quantize": ("p nnn pn p", "-"),
@@ -183,42 +183,49 @@ def normalize(x: Tensor, weight: Tensor, eps: float, more: float) -> Tensor:
     return y
 
 
-def normalize_sum(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """The layer norm of a + b, over the last dimension of [rows, size]."""
-    a, b = (x if x.stride(1) == 1 else x.contiguous() for x in (a, b))
+def normalize_sum(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    centred: bool = True,
+    more: float = 0.0,
+    keep: bool = False,
+) -> Tensor:
+    """The layer norm of a + b, over the last dimension of [rows, size], or what `normalize` makes of it where it is not
+    centred. keep: a becomes the sum.
+    """
+    b = b if b.stride(1) == 1 else b.contiguous()
     y = torch.empty(a.shape)
     assert a.shape == b.shape
+    assert a.stride(1) == 1
     _kernels().assay_normalize_sum(
         a.data_ptr(),
         a.stride(0),
         b.data_ptr(),
         b.stride(0),
         *a.shape,
+        centred,
         weight.data_ptr(),
         _address(bias),
         eps,
+        more,
+        keep,
         y.data_ptr(),
     )
     return y
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """model/rotary.py's rotate: x [tokens, heads, head_dim] by cos and sin [tokens, dim]."""
-    x = x if x.stride(2) == 1 else x.contiguous()
-    y = torch.empty(x.shape)
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """model/rotary.py's rotate: x [tokens, heads, head_dim], in place, by cos and sin [tokens, dim]."""
+    assert x.stride(2) == 1
     assert cos.is_contiguous()
     assert sin.is_contiguous()
     _kernels().assay_turn(
-        x.data_ptr(),
-        x.stride(0),
-        x.stride(1),
-        *x.shape,
-        cos.data_ptr(),
-        sin.data_ptr(),
-        cos.shape[1],
-        y.data_ptr(),
+        x.data_ptr(), x.stride(0), x.stride(1), *x.shape[:2], cos.data_ptr(), sin.data_ptr(), cos.shape[1]
     )
-    return y
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from assay.model.decoder_config import FAMILIES, DecoderConfig, Raw, read_decode
 from assay.model.embedding import embedding
 from assay.model.linear import Linear
 from assay.model.mlp import GatedMLP
-from assay.model.norm import RMSNorm
+from assay.model.norm import RMSNorm, normed_sum, sum_and_norm
 from assay.model.rotary import Rotary, rotate
 
 # Architecture → (family, head). Heads: a score matrix; the logits of answers (rerankers saved as language models);
@@ -193,15 +193,19 @@ class Decoder(nn.Module):
             x = x * torch.tensor(self.embedding_scale, dtype=x.dtype)  # rounded to the weights' precision, as trained
         turn = self.rotary(batch)
         local_turn = self.local_rotary(batch) if self.local_rotary is not None else turn
+        more: Tensor | None = None
         for i, layer in enumerate(self.layers, 1):
             is_last = i == len(self.layers)
-            x = layer(x, batch, turn if layer.window is None else local_turn, rows if is_last else None)
-        normed: Tensor = self.norm(x)
-        return normed
+            x, more = layer(x, more, batch, turn if layer.window is None else local_turn, rows if is_last else None)
+        assert more is not None
+        return normed_sum(self.norm, x, more)
 
 
 class DecoderLayer(nn.Module):
-    """Two sums: attention and MLP, each normed before, and after too where the family does."""
+    """Two sums: attention and MLP, each normed before, and after too where the family does.
+
+    Each is done with the norm that follows it: a layer begins with what the last one has left to add, and leaves more.
+    """
 
     def __init__(self, config: DecoderConfig, window: Window | None) -> None:
         super().__init__()
@@ -221,14 +225,22 @@ class DecoderLayer(nn.Module):
         def norm(size: int, present: bool = True) -> nn.Module:
             return RMSNorm(size, config.rms_norm_eps, config.flags.gemma) if present else nn.Identity()
 
-        self.attn_norm, self.mlp_norm = norm(hidden), norm(hidden)
+        self.attn_norm, self.mlp_norm = (RMSNorm(hidden, config.rms_norm_eps, config.flags.gemma) for _ in range(2))
         self.q_norm, self.k_norm = norm(head_dim, config.flags.qk_norm), norm(head_dim, config.flags.qk_norm)
         self.attn_out_norm, self.mlp_out_norm = (norm(hidden, config.flags.four_norms) for _ in range(2))
 
-    def forward(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None = None) -> Tensor:
-        x = pick(x, batch, rows) + self.attn_out_norm(self.attend(self.attn_norm(x), batch, turn, rows))
-        out: Tensor = x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
-        return out
+    def forward(
+        self,
+        x: Tensor,
+        more: Tensor | None,
+        batch: PackedBatch,
+        turn: tuple[Tensor, Tensor],
+        rows: Rows | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        x, normed = sum_and_norm(self.attn_norm, x, more)
+        seen = self.attn_out_norm(self.attend(normed, batch, turn, rows))
+        x, normed = sum_and_norm(self.mlp_norm, pick(x, batch, rows), seen)
+        return x, self.mlp_out_norm(self.mlp(normed))
 
     def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(x).view(x.shape[0], -1, self.head_dim).split(self.sizes, dim=1)

@@ -16,6 +16,7 @@ from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows,
 from assay.model.embedding import embedding
 from assay.model.linear import Linear
 from assay.model.mlp import GatedMLP
+from assay.model.norm import normed_sum, sum_and_norm
 from assay.model.rotary import RopeConfig, Rotary, read_rope, rotate
 
 _POOLS: dict[str, Literal["first", "mean"]] = {"cls": "first", "mean": "mean"}
@@ -149,15 +150,19 @@ class ModernBertModel(nn.Module):
     def forward(self, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
         x: Tensor = self.embeddings_norm(self.embeddings(batch.input_ids))
         turn, local_turn = self.rotary(batch), self.local_rotary(batch)
+        more: Tensor | None = None
         for i, layer in enumerate(self.layers, 1):
             is_last = i == len(self.layers)
-            x = layer(x, batch, turn if layer.window is None else local_turn, rows if is_last else None)
-        normed: Tensor = self.norm(x)
-        return normed
+            x, more = layer(x, more, batch, turn if layer.window is None else local_turn, rows if is_last else None)
+        assert more is not None
+        return normed_sum(self.norm, x, more)
 
 
 class ModernBertLayer(nn.Module):
-    """Two sums, each of what was normed before; the first layer takes the embeddings as they are, normed already."""
+    """Two sums, each of what was normed before; the first layer takes the embeddings as they are, normed already.
+
+    Each is done with the norm that follows it: a layer begins with what the last one has left to add, and leaves more.
+    """
 
     def __init__(self, config: ModernBertConfig, window: Window | None, first: bool) -> None:
         super().__init__()
@@ -169,10 +174,17 @@ class ModernBertLayer(nn.Module):
         self.mlp_norm = _norm(config)
         self.mlp = GatedMLP(hidden, config.intermediate_size, config.hidden_activation, config.mlp_bias)
 
-    def forward(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None = None) -> Tensor:
-        x = pick(x, batch, rows) + self.attend(self.attn_norm(x), batch, turn, rows)
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
-        return out
+    def forward(
+        self,
+        x: Tensor,
+        more: Tensor | None,
+        batch: PackedBatch,
+        turn: tuple[Tensor, Tensor],
+        rows: Rows | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        x, normed = sum_and_norm(self.attn_norm, x, more)
+        x, normed = sum_and_norm(self.mlp_norm, pick(x, batch, rows), self.attend(normed, batch, turn, rows))
+        return x, self.mlp(normed)
 
     def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None) -> Tensor:
         qk, v = self.qkv(x).view(x.shape[0], 3 * self.num_heads, -1).split((2 * self.num_heads, self.num_heads), dim=1)

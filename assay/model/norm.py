@@ -1,4 +1,4 @@
-"""Norms: by the root mean square, with statistics in float32; of a sum, in one pass. Knows no layer."""
+"""Norms: by the root mean square, with statistics in float32; of sums, in one pass with them. Knows no layer."""
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,28 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def normed_sum(norm: nn.LayerNorm, a: Tensor, b: Tensor) -> Tensor:
+def normed_sum(norm: nn.Module, a: Tensor, b: Tensor) -> Tensor:
     """norm(a + b), of [rows, size]."""
-    if compiled.supports(a) and compiled.supports(norm.weight):
-        return compiled.normalize_sum(a, b, norm.weight, norm.bias, norm.eps)
-    out: Tensor = norm(a + b)
-    return out
+    normed = _in_one_pass(norm, a, b, keep=False)
+    return norm(a + b) if normed is None else normed
+
+
+def sum_and_norm(norm: nn.Module, a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """a + b, or a, and the norm of it, of [rows, size]. The sum may take a's place, which nobody is to read after."""
+    if b is None:
+        return a, norm(a)
+    normed = _in_one_pass(norm, a, b, keep=True)
+    if normed is not None:
+        return a, normed
+    total = a + b
+    return total, norm(total)
+
+
+def _in_one_pass(norm: nn.Module, a: Tensor, b: Tensor, keep: bool) -> Tensor | None:
+    """norm(a + b), where there is a kernel for it. keep: a becomes the sum."""
+    if not (isinstance(norm, nn.LayerNorm | RMSNorm) and compiled.supports(a) and compiled.supports(norm.weight)):
+        return None
+    if isinstance(norm, RMSNorm):
+        more = 1.0 if norm.plus_one else 0.0
+        return compiled.normalize_sum(a, b, norm.weight, None, norm.eps, centred=False, more=more, keep=keep)
+    return compiled.normalize_sum(a, b, norm.weight, norm.bias, norm.eps, keep=keep)

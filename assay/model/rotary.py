@@ -120,10 +120,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the first dim dimensions of each head; halves are paired (GPT-NeoX order). x: [tokens, heads, head_dim].
 
     Pass by pass what x * cos + (-right, left) * sin is, without putting that pair together first; bit by bit, but where
-    assay's own kernel does it in one pass, and rounds once less.
+    assay's own kernel does it in one pass, and rounds once less. That turns x itself, which nobody is to read after.
     """
     if compiled.supports(x):
-        return compiled.turn(x, cos, sin)
+        compiled.turn(x, cos, sin)
+        return x
     dim = cos.shape[-1]
     half = dim // 2
     cos, sin = cos.to(x.dtype)[:, None], sin.to(x.dtype)[:, None]
