@@ -139,20 +139,23 @@ def test_norms_and_rotations_of_strided_heads(size: int) -> None:
     generator = torch.Generator().manual_seed(4)
     whole = torch.randn(7, 5, size, generator=generator)
     weight = torch.randn(size, generator=generator)
-    for x in (whole[:, 1:4], whole[:, 2], whole.transpose(0, 1)):
-        for more in (0.0, 1.0):
-            exact = (
-                x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-6) * (weight + more).double()
-            )
-            assert float((compiled.normalize(x, weight, 1e-6, more) - exact).abs().max()) < 2e-6
+
+    def normed(x: torch.Tensor, more: float) -> torch.Tensor:
+        return x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-6) * (weight + more).double()
+
+    for more in (0.0, 1.0):
+        for x in (whole[:, 2], whole[2].T.contiguous().T):
+            assert float((compiled.normalize(x, weight, 1e-6, more) - normed(x, more)).abs().max()) < 2e-6
     dim = size // 2 * 2
     cos, sin = torch.randn(7, dim, generator=generator), torch.randn(7, dim, generator=generator)
-    before, x = whole.clone(), whole[:, 1:4]
-    left, right = x[..., : dim // 2], x[..., dim // 2 : dim]
-    turned = x[..., :dim] * cos[:, None] + torch.cat((-right, left), dim=-1) * sin[:, None]
-    before[:, 1:4, :dim] = turned
-    compiled.turn(x, cos, sin)
-    assert float((whole - before).abs().max()) < 2e-6
+    for given in (None, weight):
+        x, expected = whole.clone(), whole.double()
+        heads = x[:, 1:4].double() if given is None else normed(x[:, 1:4], 1.0)
+        left, right = heads[..., : dim // 2], heads[..., dim // 2 : dim]
+        turned = heads[..., :dim] * cos[:, None] + torch.cat((-right, left), dim=-1) * sin[:, None]
+        expected[:, 1:4] = torch.cat((turned, heads[..., dim:]), dim=-1)
+        compiled.turn(x[:, 1:4], cos, sin, given, 1e-6, 1.0)
+        assert float((x - expected).abs().max()) < 5e-6
 
 
 @pytest.mark.parametrize("rows_size", SIZES, ids=str)

@@ -313,13 +313,14 @@ def without(**override: Any) -> Break:
 
 
 def no_rope(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(decoder, "rotate", lambda x, cos, sin: x)
+    patch.setattr(decoder, "rotate", lambda x, cos, sin, norm: norm(x) if norm else x)
 
 
 def interleaved_rope(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
     """Neighbours paired, as GPT-J and Meta's own Llama files do, and not halves."""
 
-    def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def rotate(x: Tensor, cos: Tensor, sin: Tensor, norm: decoder.RMSNorm | None) -> Tensor:
+        x = norm(x) if norm else x
         cos, sin = (part[:, None, : x.shape[-1] // 2] for part in (cos, sin))
         even, odd = x[..., 0::2], x[..., 1::2]
         return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
@@ -355,7 +356,7 @@ def no_bias(path: str) -> Break:
 
 def no_qk_norm_weight(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
     for layer in module.trunk.layers:
-        layer.q_norm.weight.data.fill_(0.0 if layer.q_norm.plus_one else 1.0)
+        layer.q_norm.weight.data.fill_(0.0 if layer.q_norm.more else 1.0)
 
 
 def windows_of(shift: int) -> Break:
@@ -395,7 +396,7 @@ def plain_norms(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
     """Norms scaled by w where the family means 1 + w."""
     for part in module.modules():
         if isinstance(part, decoder.RMSNorm):
-            part.plus_one = False
+            part.more = 0.0
 
 
 def no_embedding_scale(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
@@ -461,7 +462,7 @@ BREAKS = {
     ),
     "softcap off": Broken(without(softcap=None), ["gemma2", "gemma2 hard softcap"]),
     "scale of head_dim": Broken(each_layer(scale=lambda layer: layer.head_dim**-0.5), ["gemma2", "gemma3_text"]),
-    "q/k norms off": Broken(each_layer(q_norm=NOTHING, k_norm=NOTHING), ["qwen3", "gemma3_text"]),
+    "q/k norms off": Broken(each_layer(q_norm=None, k_norm=None), ["qwen3", "gemma3_text"]),
     "q norm unweighted": Broken(no_qk_norm_weight, ["qwen3", "gemma3_text"]),
     "norm after attention off": Broken(NORM_AFTER[0], ["gemma2", "gemma3_text"]),
     "norm after MLP off": Broken(NORM_AFTER[1], ["gemma2", "gemma3_text"]),

@@ -207,16 +207,13 @@ void assay_finish(float *y, int64_t rows, int64_t size, const float *scale, cons
     }
 }
 
-/* x [tokens, heads, size], tokens x_row and heads x_head apart → y, without gaps: each head over its root mean square, times
-   weight [size] + more. */
-void assay_normalize(const float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, int64_t size,
-                     const float *weight, float eps, float more, float *y) {
-#pragma omp parallel for if (tokens * heads * size > 1 << 14)
-    for (int64_t i = 0; i < tokens; i++)
-        for (int64_t head = 0; head < heads; head++) {
-            const float *from = x + i * x_row + head * x_head;
-            IN_WIDTH(normalize_row, from, size, weight, eps, more, y + (i * heads + head) * size);
-        }
+/* y [rows, size], of rows of x x_row apart: each over its root mean square, times weight [size] + more. */
+void assay_normalize(const float *x, int64_t x_row, int64_t rows, int64_t size, const float *weight, float eps, float more,
+                     float *y) {
+#pragma omp parallel for if (rows * size > 1 << 14)
+    for (int64_t i = 0; i < rows; i++) {
+        IN_WIDTH(normalize_row, x + i * x_row, size, weight, eps, more, y + i * size);
+    }
 }
 
 /* y [rows, size], of the rows of a + b, less their mean where they are centred, over their deviation from it or from 0, times
@@ -230,14 +227,16 @@ void assay_normalize_sum(float *a, int64_t a_row, const float *b, int64_t b_row,
     }
 }
 
-/* Each head of x [tokens, heads, ...], tokens x_row and heads x_head apart: its first dim floats turned, in place, by its
-   token's cos and sin [tokens, dim]. */
-void assay_turn(float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, const float *cos, const float *sin,
-                int64_t dim) {
-#pragma omp parallel for if (tokens * heads * dim > 1 << 14)
+/* Each head of x [tokens, heads, size], tokens x_row and heads x_head apart, in place: normalized as assay_normalize has it,
+   where there is a weight, and its first dim floats turned by its token's cos and sin [tokens, dim]. */
+void assay_turn(float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, int64_t size, const float *weight,
+                float eps, float more, const float *cos, const float *sin, int64_t dim) {
+#pragma omp parallel for if (tokens * heads * size > 1 << 14)
     for (int64_t i = 0; i < tokens; i++)
         for (int64_t head = 0; head < heads; head++) {
-            IN_WIDTH(turn_head, x + i * x_row + head * x_head, cos + i * dim, sin + i * dim, dim);
+            float *one = x + i * x_row + head * x_head;
+            if (weight) IN_WIDTH(normalize_row, one, size, weight, eps, more, one);
+            IN_WIDTH(turn_head, one, cos + i * dim, sin + i * dim, dim);
         }
 }
 

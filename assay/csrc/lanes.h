@@ -394,7 +394,7 @@ static void FN(finish_row)(int kind, const float *x, int64_t size, float scale, 
     }
 }
 
-/* y = x / rms(x) * weight, or times 1 + weight. */
+/* y = x / rms(x) * (weight + more); y may be x. */
 static void FN(normalize_row)(const float *x, int64_t size, const float *weight, float eps, float more, float *y) {
     VF squares = {};
     for (int64_t i = 0; i < size; i += LANES) {

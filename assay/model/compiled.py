@@ -32,9 +32,9 @@ _SIGNATURES = {
     "assay_lanes": ("", "i"),
     "assay_has_bytes": ("", "i"),
     "assay_attend": ("pppp nnnnnn pn i ff nn ppn", "i"),
-    "assay_normalize": ("p nn nnn p ff p", "-"),
+    "assay_normalize": ("pn nn p ff p", "-"),
     "assay_normalize_sum": ("pn pn nn i pp ff i p", "-"),
-    "assay_turn": ("p nn nn pp n", "-"),
+    "assay_turn": ("p nn nnn p ff pp n", "-"),
     "assay_pack": ("i p nn p", "-"),
     "assay_multiply": ("i pnn pnn p i p pn", "i"),
     "assay_quantize": ("p nnn pn p", "-"),
@@ -173,13 +173,10 @@ def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times
 
 
 def normalize(x: Tensor, weight: Tensor, eps: float, more: float) -> Tensor:
-    """x / rms(x) * (weight + more), over the last dimension of [rows, size] or [tokens, heads, size]."""
-    wide = x if x.dim() == 3 else x[:, None]
-    wide = wide if wide.stride(2) == 1 else wide.contiguous()
+    """x / rms(x) * (weight + more), over the last dimension of [rows, size]."""
+    x = x if x.stride(1) == 1 else x.contiguous()
     y = torch.empty(x.shape)
-    _kernels().assay_normalize(
-        wide.data_ptr(), wide.stride(0), wide.stride(1), *wide.shape, weight.data_ptr(), eps, more, y.data_ptr()
-    )
+    _kernels().assay_normalize(x.data_ptr(), x.stride(0), *x.shape, weight.data_ptr(), eps, more, y.data_ptr())
     return y
 
 
@@ -218,13 +215,26 @@ def normalize_sum(
     return y
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """model/rotary.py's rotate: x [tokens, heads, head_dim], in place, by cos and sin [tokens, dim]."""
+def turn(
+    x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None = None, eps: float = 0.0, more: float = 0.0
+) -> None:
+    """model/rotary.py's rotate: x [tokens, heads, head_dim], in place, by cos and sin [tokens, dim]. weight: of a norm
+    of each head ahead of it, as `normalize` has it.
+    """
     assert x.stride(2) == 1
     assert cos.is_contiguous()
     assert sin.is_contiguous()
     _kernels().assay_turn(
-        x.data_ptr(), x.stride(0), x.stride(1), *x.shape[:2], cos.data_ptr(), sin.data_ptr(), cos.shape[1]
+        x.data_ptr(),
+        x.stride(0),
+        x.stride(1),
+        *x.shape,
+        _address(weight),
+        eps,
+        more,
+        cos.data_ptr(),
+        sin.data_ptr(),
+        cos.shape[1],
     )
 
 

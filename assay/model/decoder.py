@@ -222,12 +222,14 @@ class DecoderLayer(nn.Module):
         self.attn_out = Linear(heads * head_dim, hidden, config.o_bias)
         self.mlp = GatedMLP(hidden, config.intermediate_size, config.act, config.mlp_bias)
 
-        def norm(size: int, present: bool = True) -> nn.Module:
-            return RMSNorm(size, config.rms_norm_eps, config.flags.gemma) if present else nn.Identity()
+        def norm(size: int) -> RMSNorm:
+            return RMSNorm(size, config.rms_norm_eps, config.flags.gemma)
 
-        self.attn_norm, self.mlp_norm = (RMSNorm(hidden, config.rms_norm_eps, config.flags.gemma) for _ in range(2))
-        self.q_norm, self.k_norm = norm(head_dim, config.flags.qk_norm), norm(head_dim, config.flags.qk_norm)
-        self.attn_out_norm, self.mlp_out_norm = (norm(hidden, config.flags.four_norms) for _ in range(2))
+        self.attn_norm, self.mlp_norm = norm(hidden), norm(hidden)
+        self.q_norm, self.k_norm = (norm(head_dim) if config.flags.qk_norm else None for _ in range(2))
+        self.attn_out_norm, self.mlp_out_norm = (
+            norm(hidden) if config.flags.four_norms else nn.Identity() for _ in range(2)
+        )
 
     def forward(
         self,
@@ -244,7 +246,7 @@ class DecoderLayer(nn.Module):
 
     def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(x).view(x.shape[0], -1, self.head_dim).split(self.sizes, dim=1)
-        q, k = pick(rotate(self.q_norm(q), *turn), batch, rows), rotate(self.k_norm(k), *turn)
+        q, k = pick(rotate(q, *turn, self.q_norm), batch, rows), rotate(k, *turn, self.k_norm)
         seen = attention(
             q, k, v, batch, scale=self.scale, causal=True, window=self.window, softcap=self.softcap, rows=rows
         )

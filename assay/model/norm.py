@@ -13,15 +13,15 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(dim), requires_grad=False)
         self.eps = eps
-        self.plus_one = plus_one
+        self.more = 1.0 if plus_one else 0.0  # on top of w
 
     def forward(self, x: Tensor) -> Tensor:
-        if compiled.supports(x) and compiled.supports(self.weight):
-            return compiled.normalize(x, self.weight, self.eps, 1.0 if self.plus_one else 0.0)
+        if x.dim() == 2 and compiled.supports(x) and compiled.supports(self.weight):
+            return compiled.normalize(x, self.weight, self.eps, self.more)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.plus_one:
-            return (wide * (1.0 + self.weight.float())).to(x.dtype)
+        if self.more:
+            return (wide * (self.more + self.weight.float())).to(x.dtype)
         return self.weight * wide.to(x.dtype)
 
 
@@ -47,6 +47,5 @@ def _in_one_pass(norm: nn.Module, a: Tensor, b: Tensor, keep: bool) -> Tensor | 
     if not (isinstance(norm, nn.LayerNorm | RMSNorm) and compiled.supports(a) and compiled.supports(norm.weight)):
         return None
     if isinstance(norm, RMSNorm):
-        more = 1.0 if norm.plus_one else 0.0
-        return compiled.normalize_sum(a, b, norm.weight, None, norm.eps, centred=False, more=more, keep=keep)
+        return compiled.normalize_sum(a, b, norm.weight, None, norm.eps, centred=False, more=norm.more, keep=keep)
     return compiled.normalize_sum(a, b, norm.weight, norm.bias, norm.eps, keep=keep)

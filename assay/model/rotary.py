@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from assay.errors import CheckpointError
 from assay.model import compiled
 from assay.model.batch import PackedBatch
+from assay.model.norm import RMSNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +117,18 @@ class Rotary(nn.Module):
         return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, norm: RMSNorm | None = None) -> Tensor:
     """Turn the first dim dimensions of each head; halves are paired (GPT-NeoX order). x: [tokens, heads, head_dim].
+    norm: of each head ahead of it (Qwen 3).
 
     Pass by pass what x * cos + (-right, left) * sin is, without putting that pair together first; bit by bit, but where
     assay's own kernel does it in one pass, and rounds once less. That turns x itself, which nobody is to read after.
     """
-    if compiled.supports(x):
-        compiled.turn(x, cos, sin)
+    if compiled.supports(x) and (norm is None or compiled.supports(norm.weight)):
+        compiled.turn(x, cos, sin, *(() if norm is None else (norm.weight, norm.eps, norm.more)))
         return x
+    if norm is not None:
+        x = norm(x)
     dim = cos.shape[-1]
     half = dim // 2
     cos, sin = cos.to(x.dtype)[:, None], sin.to(x.dtype)[:, None]
