@@ -36,10 +36,13 @@ TOUCH void FN(store)(float *to, VF x, int64_t left) {
         memcpy(to, &x, 4 * left);
 }
 
-/* e^x to two units in the last place; 0 where it is below 1e-38. */
 TOUCH VF FN(exp)(VF x) {
+#if LANES == 16
+    x = MAX(SPLAT(-104.0f), x);
+#else
     VI nothing = x < -87.0f;
     x = MIN(SPLAT(88.0f), MAX(SPLAT(-87.0f), x));
+#endif
     VF n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest whole: 1.5 * 2^23 has no fractions */
     VF r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     VF p = SPLAT(1.39262155e-3f);
@@ -48,8 +51,12 @@ TOUCH VF FN(exp)(VF x) {
     p = p * r + 1.66665763e-1f;
     p = p * r + 0.5f;
     VF y = p * (r * r) + r + 1.0f;
+#if LANES == 16
+    return (VF)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
     y = (VF)((VI)y + (__builtin_convertvector(n, VI) << 23));
     return (VF)((VI)y & ~nothing);
+#endif
 }
 
 TOUCH VF FN(sigmoid)(VF x) { return 1.0f / (1.0f + FN(exp)(-x)); }
@@ -103,6 +110,16 @@ TOUCH VF FN(act)(int kind, VF x) {
         return x;
     }
 }
+
+/* A call with each kind as a constant. */
+#define OF_ACT(one, call)                                                                                              \
+    case one: {                                                                                                        \
+        enum { kind = one };                                                                                           \
+        call;                                                                                                          \
+        break;                                                                                                         \
+    }
+#define EACH_ACT(call)                                                                                                 \
+    OF_ACT(NONE, call) OF_ACT(GELU, call) OF_ACT(GELU_TANH, call) OF_ACT(RELU, call) OF_ACT(SILU, call) OF_ACT(TANH, call)
 
 TOUCH VF FN(turned)(VF x, int by) {
     VI from;
@@ -311,9 +328,10 @@ static void FN(attend_part)(const struct attention *a, const struct part *part, 
             first = from[r] < first ? from[r] : first;
             last = to[r] > last ? to[r] : last;
         }
-        int64_t start = first / (2 * LANES) * 2 * LANES, end = (last + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
-        for (int64_t j = start; j < end; j += 2 * LANES)
+        int64_t start = first / (2 * LANES) * 2 * LANES, end = (last + LANES - 1) / LANES * LANES, j = start;
+        for (; j + LANES < end; j += 2 * LANES)
             AT_MOST(n, FN(score)(rows, 2, dim, q, keys + j * dim, 2 * LANES, scores + j, part->padded));
+        if (j < end) AT_MOST(n, FN(score)(rows, 1, dim, q, keys + j * dim, 2 * LANES, scores + j, part->padded));
         if (a->query_table) { /* each query's are one place behind those of the next */
             const float *table = a->query_table + part->kv_head * dim * a->table_row;
             int64_t stride = part->padded + 2 * LANES, farthest = part->position + asked + ROWS - 1 - part->low;
@@ -379,19 +397,7 @@ TOUCH void FN(finish_by)(int kind, const float *x, int64_t size, float scale, co
 }
 
 static void FN(finish_row)(int kind, const float *x, int64_t size, float scale, const float *bias, const float *times, float *y) {
-    switch (kind) {
-#define CASE(kind)                                                                                                     \
-    case kind:                                                                                                         \
-        FN(finish_by)(kind, x, size, scale, bias, times, y);                                                           \
-        break
-        CASE(NONE);
-        CASE(GELU);
-        CASE(GELU_TANH);
-        CASE(RELU);
-        CASE(SILU);
-        CASE(TANH);
-#undef CASE
-    }
+    switch (kind) { EACH_ACT(FN(finish_by)(kind, x, size, scale, bias, times, y)) }
 }
 
 /* y = x / rms(x) * (weight + more); y may be x. */
@@ -464,9 +470,23 @@ static void FN(pack_panel)(const float *weight, int64_t in, int64_t out, int64_t
     }
 }
 
+/* act(tile [rows][2 * LANES]) * times → y, of the first `left` columns; rows of y and times lie y_row apart. */
+TOUCH void FN(finish_tile_by)(int kind, const float *tile, int64_t rows, int64_t left, const float *times, float *y, int64_t y_row) {
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < 2 * LANES && i < left; i += LANES) {
+            VF one = FN(act)(kind, LOAD(tile + row * 2 * LANES + i));
+            if (times) one *= FN(load)(times + row * y_row + i, left - i);
+            FN(store)(y + row * y_row + i, one, left - i);
+        }
+}
+
+static void FN(finish_tile)(int kind, const float *tile, int64_t rows, int64_t left, const float *times, float *y, int64_t y_row) {
+    switch (kind) { EACH_ACT(FN(finish_tile_by)(kind, tile, rows, left, times, y, y_row)) }
+}
+
 /* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. */
 TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float *panel, int64_t in, const float *base,
-                           int64_t base_row, float *y) {
+                           int64_t base_row, float *y, int64_t y_row) {
     VF sums[GROUP][2] = {};
     for (int64_t t = 0; t < in; t++, panel += 2 * LANES) {
         VF a = LOAD(panel), b = LOAD(panel + LANES);
@@ -477,8 +497,8 @@ TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float 
         }
     }
     for (int r = 0; r < rows; r++) {
-        STORE(y + r * 2 * LANES, sums[r][0] + LOAD(base + r * base_row));
-        STORE(y + r * 2 * LANES + LANES, sums[r][1] + LOAD(base + r * base_row + LANES));
+        STORE(y + r * y_row, sums[r][0] + LOAD(base + r * base_row));
+        STORE(y + r * y_row + LANES, sums[r][1] + LOAD(base + r * base_row + LANES));
     }
 }
 
@@ -500,8 +520,8 @@ TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float 
 #endif
 
 static void FN(multiply_group)(int count, const float *x, int64_t x_row, const float *panel, int64_t in,
-                               const float *base, int64_t base_row, float *y) {
-    switch (count) { UP_TO_GROUP(FN(multiply_by)(rows, x, x_row, panel, in, base, base_row, y)) }
+                               const float *base, int64_t base_row, float *y, int64_t y_row) {
+    switch (count) { UP_TO_GROUP(FN(multiply_by)(rows, x, x_row, panel, in, base, base_row, y, y_row)) }
 }
 
 /* Have a part of y brought into the cache while its sums are computed: it was written long ago, or never, and a store that
@@ -527,17 +547,17 @@ static void FN(multiply_part)(const struct product *p, int64_t first, int64_t ro
         if (p->bias) memcpy(bias, p->bias + column, 4 * left);
         for (int64_t block = 0; block < p->in; block += BLOCK) {
             int64_t in = p->in - block < BLOCK ? p->in - block : BLOCK;
+            int last = block + in == p->in, straight = last && p->act == NONE && !p->times && left == 2 * LANES;
             for (int64_t i = 0; i < groups; i++) { /* of nearly equal size: a small one costs as much as a large one */
-                int64_t start = rows * i / groups, end = rows * (i + 1) / groups;
-                float *y = sums + start * 2 * LANES;
-                if (!block) FN(fetch)(p->y + (first + start) * p->y_row + column, p->y_row, end - start);
+                int64_t start = rows * i / groups, end = rows * (i + 1) / groups, at = (first + start) * p->y_row + column;
+                float *tile = sums + start * 2 * LANES, *y = p->y + at;
+                if (!block) FN(fetch)(y, p->y_row, end - start);
                 FN(multiply_group)(end - start, x + start * x_row + block, x_row, weights + block * 2 * LANES, in,
-                                   block ? y : bias, block ? 2 * LANES : 0, y);
+                                   block ? tile : bias, block ? 2 * LANES : 0, straight ? y : tile,
+                                   straight ? p->y_row : 2 * LANES);
+                if (last && !straight)
+                    FN(finish_tile)(p->act, tile, end - start, left, p->times ? p->times + at : 0, y, p->y_row);
             }
-        }
-        for (int64_t row = 0; row < rows; row++) {
-            int64_t at = (first + row) * p->y_row + column;
-            FN(finish_row)(p->act, sums + row * 2 * LANES, left, 1.0f, 0, p->times ? p->times + at : 0, p->y + at);
         }
     }
 }
@@ -557,9 +577,10 @@ static void FN(pack8_panel)(const int8_t *weight, int64_t in, int64_t out, int64
 }
 
 /* y [rows][2 * LANES] = x [rows][in] times one panel, in whole numbers, on top of `base` of each column; then as floats,
-   times a scale of each column. Four neighbours in x are multiplied at once. */
+   times a scale of each column and of each row, plus a bias. Four neighbours in x are multiplied at once. */
 TOUCH BYTES_TARGET void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t in,
-                                         const int32_t *base, const float *scale, float *y) {
+                                         const int32_t *base, const float *scale, const float *row_scale, const float *bias,
+                                         float *y, int64_t y_row) {
     VI sums[GROUP][2];
     for (int r = 0; r < rows; r++) memcpy(sums[r], base, sizeof sums[r]);
     for (int64_t t = 0; t < in; t += 4, panel += 8 * LANES) {
@@ -575,13 +596,16 @@ TOUCH BYTES_TARGET void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_r
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int i = 0; i < 2; i++)
-            STORE(y + (2 * r + i) * LANES, __builtin_convertvector(sums[r][i], VF) * LOAD(scale + i * LANES));
+        for (int i = 0; i < 2; i++) {
+            VF one = __builtin_convertvector(sums[r][i], VF) * LOAD(scale + i * LANES);
+            STORE(y + r * y_row + i * LANES, one * row_scale[r] + LOAD(bias + i * LANES));
+        }
 }
 
 static BYTES_TARGET void FN(multiply8_group)(int count, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t in,
-                                             const int32_t *base, const float *scale, float *y) {
-    switch (count) { UP_TO_GROUP(FN(multiply8_by)(rows, x, x_row, panel, in, base, scale, y)) }
+                                             const int32_t *base, const float *scale, const float *row_scale,
+                                             const float *bias, float *y, int64_t y_row) {
+    switch (count) { UP_TO_GROUP(FN(multiply8_by)(rows, x, x_row, panel, in, base, scale, row_scale, bias, y, y_row)) }
 }
 
 /* As multiply_part, in whole numbers, which need no blocks: their sums are exact. */
@@ -589,17 +613,17 @@ static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t 
     int64_t groups = (rows + GROUP - 1) / GROUP;
     for (int64_t panel = from; panel < to; panel++) {
         int64_t column = panel * 2 * LANES, left = p->out - column < 2 * LANES ? p->out - column : 2 * LANES;
-        float sums[CHUNK * 2 * LANES];
+        int straight = p->act == NONE && !p->times && left == 2 * LANES;
+        float bias[2 * LANES] = {}, tile[GROUP * 2 * LANES];
+        if (p->bias) memcpy(bias, p->bias + column, 4 * left);
         for (int64_t i = 0; i < groups; i++) {
-            int64_t start = rows * i / groups, end = rows * (i + 1) / groups;
-            FN(fetch)(p->y + (first + start) * p->y_row + column, p->y_row, end - start);
-            FN(multiply8_group)(end - start, p->x + (first + start) * p->x_row, p->x_row, p->weight + column * p->in, p->in,
-                                p->base + column, p->column_scale + column, sums + start * 2 * LANES);
-        }
-        for (int64_t row = 0; row < rows; row++) {
-            int64_t at = (first + row) * p->y_row + column;
-            FN(finish_row)(p->act, sums + row * 2 * LANES, left, p->row_scale[first + row], p->bias ? p->bias + column : 0,
-                           p->times ? p->times + at : 0, p->y + at);
+            int64_t start = first + rows * i / groups, end = first + rows * (i + 1) / groups, at = start * p->y_row + column;
+            float *y = p->y + at;
+            FN(fetch)(y, p->y_row, end - start);
+            FN(multiply8_group)(end - start, p->x + start * p->x_row, p->x_row, p->weight + column * p->in, p->in,
+                                p->base + column, p->column_scale + column, p->row_scale + start, bias, straight ? y : tile,
+                                straight ? p->y_row : 2 * LANES);
+            if (!straight) FN(finish_tile)(p->act, tile, end - start, left, p->times ? p->times + at : 0, y, p->y_row);
         }
     }
 }
@@ -613,6 +637,8 @@ static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t 
 #undef MIN
 #undef SPLAT
 #undef TOUCH
+#undef OF_ACT
+#undef EACH_ACT
 #undef AT_MOST
 #undef OF_ROWS
 #undef UP_TO_6
