@@ -122,6 +122,28 @@ def test_attention_by_distance(head_dim: int, kinds: str, monkeypatch: pytest.Mo
             assert torch.equal(alone, got[tokens] if rows is None else got[i : i + 1])
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("rows_size", SIZES, ids=str)
+def test_the_norm_of_embeddings(rows_size: tuple[int, int], count: int) -> None:
+    rows, size = rows_size
+    generator = torch.Generator().manual_seed(7)
+    tables = [
+        (torch.randn(9, size, generator=generator), torch.randint(9, (2, rows), generator=generator).T[:, 0])
+        for _ in range(count)
+    ]
+    weight, bias = torch.randn(2, size, generator=generator)
+    total = sum(table[ids].double() for table, ids in tables)
+    assert isinstance(total, torch.Tensor)
+    for given in (None, bias):
+        exact = torch.nn.functional.layer_norm(
+            total, (size,), weight.double(), None if given is None else given.double(), 1e-5
+        )
+        assert float((compiled.embed(tables, weight, given, 1e-5) - exact).abs().max()) < 1e-5
+    for wrong in (-1, 9):
+        with pytest.raises(IndexError):
+            compiled.embed([*tables[1:], (tables[0][0], torch.full((rows,), wrong))], weight, None, 1e-5)
+
+
 def test_threads_change_nothing() -> None:
     batch = pack([Sequence([1] * length) for length in (40, 200, 200, 300)])
     generator = torch.Generator().manual_seed(3)

@@ -227,6 +227,28 @@ void assay_normalize_sum(float *a, int64_t a_row, const float *b, int64_t b_row,
     }
 }
 
+/* y [rows, size]: of each of `count` tables [sizes[i], size] the row that its ids [rows] name, summed, then as
+   assay_normalize_sum has it, centred. Returns 0, or 1 where an id names no row. */
+int assay_embed(const float *const *tables, const int64_t *const *ids, const int64_t *sizes, int64_t count, int64_t rows,
+                int64_t size, const float *weight, const float *bias, float eps, float *y) {
+    int failed = 0;
+#pragma omp parallel for if (rows * size > 1 << 14) reduction(| : failed)
+    for (int64_t i = 0; i < rows; i++) {
+        const float *sum = 0, *one = 0;
+        float *to = y + i * size;
+        for (int64_t t = 0; t < count; t++) {
+            if (ids[t][i] < 0 || ids[t][i] >= sizes[t]) failed = 1;
+            if (failed) break;
+            if (sum && one) IN_WIDTH(sum_row, sum, one, size, to);
+            sum = sum && one ? to : one;
+            one = tables[t] + ids[t][i] * size;
+        }
+        if (failed) continue;
+        IN_WIDTH(normalize_sum_row, one, sum, size, 1, weight, bias, eps, 0.0f, to, to);
+    }
+    return failed;
+}
+
 /* Each head of x [tokens, heads, size], tokens x_row and heads x_head apart, in place: normalized as assay_normalize has it,
    where there is a weight, and its first dim floats turned by its token's cos and sin [tokens, dim]. */
 void assay_turn(float *x, int64_t x_row, int64_t x_head, int64_t tokens, int64_t heads, int64_t size, const float *weight,

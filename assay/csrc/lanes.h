@@ -412,12 +412,17 @@ static void FN(normalize_row)(const float *x, int64_t size, const float *weight,
         FN(store)(y + i, FN(load)(x + i, size - i) * factor * (FN(load)(weight + i, size - i) + more), size - i);
 }
 
-/* total = a + b, and y as assay_normalize_sum has it; total may be a or y. */
+static void FN(sum_row)(const float *a, const float *b, int64_t size, float *y) {
+    for (int64_t i = 0; i < size; i += LANES) FN(store)(y + i, FN(load)(a + i, size - i) + FN(load)(b + i, size - i), size - i);
+}
+
+/* total = a + b, or a where there is no b, and y as assay_normalize_sum has it; total may be a or y. */
 static void FN(normalize_sum_row)(const float *a, const float *b, int64_t size, int centred, const float *weight,
                                   const float *bias, float eps, float more, float *total, float *y) {
     VF sum = {}, squares = {};
     for (int64_t i = 0; i < size; i += LANES) {
-        VF one = FN(load)(a + i, size - i) + FN(load)(b + i, size - i);
+        VF one = FN(load)(a + i, size - i);
+        if (b) one += FN(load)(b + i, size - i);
         sum += one;
         FN(store)(total + i, one, size - i);
     }

@@ -4,7 +4,7 @@ Knows no relative positions and no causal mask: configs that ask for them are re
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,7 +18,7 @@ from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows,
 from assay.model.embedding import embedding
 from assay.model.linear import Linear
 from assay.model.mlp import MLP
-from assay.model.norm import normed_sum
+from assay.model.norm import normed_rows, normed_sum
 
 Raw = Mapping[str, Any]
 
@@ -285,21 +285,20 @@ class BertModel(nn.Module):
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(unshared))
 
     def forward(self, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
-        x: Tensor = self.project(self.norm(self.embed(batch)))
+        x: Tensor = self.project(normed_rows(self.norm, *self.embeddings(batch)))
         for i in self.order[:-1]:
             x = self.layers[i](x, batch)
         last: Tensor = self.layers[self.order[-1]](x, batch, rows)
         return last
 
-    def embed(self, batch: PackedBatch) -> Tensor:
-        """The sum of the embeddings, [tokens, embedding]. Where there is but one token type, all tokens are of it."""
-        x: Tensor = self.word_embeddings(batch.input_ids)
+    def embeddings(self, batch: PackedBatch) -> Iterator[tuple[nn.Embedding, Tensor]]:
+        """Tables whose rows are summed, each with its ids. Where there is but one token type, all tokens are of it."""
+        yield self.word_embeddings, batch.input_ids
         if self.token_type_embeddings is not None:
             one = self.token_type_embeddings.num_embeddings == 1
-            x = x + self.token_type_embeddings(torch.zeros_like(batch.token_type_ids) if one else batch.token_type_ids)
+            yield self.token_type_embeddings, torch.zeros_like(batch.token_type_ids) if one else batch.token_type_ids
         positions = batch.position_ids if self.pad_token_id is None else positions_after(self.pad_token_id, batch)
-        out: Tensor = x + self.position_embeddings(positions)
-        return out
+        yield self.position_embeddings, positions
 
 
 def positions_after(pad_token_id: int, batch: PackedBatch) -> Tensor:

@@ -8,6 +8,7 @@ import ctypes
 import logging
 from array import array
 from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -34,6 +35,7 @@ _SIGNATURES = {
     "assay_attend": ("pppp nnnnnn pn i ff nn ppn", "i"),
     "assay_normalize": ("pn nn p ff p", "-"),
     "assay_normalize_sum": ("pn pn nn i pp ff i p", "-"),
+    "assay_embed": ("ppp nnn pp f p", "i"),
     "assay_turn": ("p nn nnn p ff pp n", "-"),
     "assay_pack": ("i p nn p", "-"),
     "assay_multiply": ("i pnn pnn p i p pn", "i"),
@@ -212,6 +214,38 @@ def normalize_sum(
         keep,
         y.data_ptr(),
     )
+    return y
+
+
+def embed(tables: Seq[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """The layer norm of the sum of rows: of each table [ids, size] those that its ids, int64 [rows], name.
+
+    Raises IndexError for an id that names none.
+    """
+    ids = [ids.contiguous() for _, ids in tables]
+    assert all(table.is_contiguous() for table, _ in tables)
+    at, of, sizes = (
+        array("q", numbers)
+        for numbers in (
+            [table.data_ptr() for table, _ in tables],
+            [one.data_ptr() for one in ids],
+            [table.shape[0] for table, _ in tables],
+        )
+    )
+    rows, size = len(ids[0]), tables[0][0].shape[1]
+    y = torch.empty((rows, size))
+    failed = _kernels().assay_embed(
+        *(numbers.buffer_info()[0] for numbers in (at, of, sizes)),
+        len(tables),
+        rows,
+        size,
+        weight.data_ptr(),
+        _address(bias),
+        eps,
+        y.data_ptr(),
+    )
+    if failed:
+        raise IndexError("an id is beyond the embeddings")
     return y
 
 

@@ -21,7 +21,7 @@ from assay.model.disentangled import disentangled_attention
 from assay.model.embedding import embedding
 from assay.model.linear import Linear
 from assay.model.mlp import MLP
-from assay.model.norm import normed_sum
+from assay.model.norm import normed_rows, normed_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +138,14 @@ class DebertaModel(nn.Module):
         self.word_embeddings = embedding(vocab, width)
         self.position_embeddings = embedding(config.max_position_embeddings, width) if biased else None
         self.token_type_embeddings = embedding(types, width) if types > 0 else None
-        self.embed_proj = Linear(width, hidden, bias=False) if width != hidden else nn.Identity()
+        self.embed_proj = Linear(width, hidden, bias=False) if width != hidden else None
         self.norm = nn.LayerNorm(hidden, config.layer_norm_eps)
         self.relative = RelativeEmbeddings(config) if config.relative_attention else None
         self.layers = nn.ModuleList(DebertaLayer(config) for _ in range(config.num_hidden_layers))
         self.conv = ConvLayer(config) if config.conv_kernel_size > 0 else None
 
     def forward(self, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
-        x: Tensor = self.word_embeddings(batch.input_ids)
-        if self.position_embeddings is not None:
-            x = x + self.position_embeddings(batch.position_ids)
-        if self.token_type_embeddings is not None:
-            x = x + self.token_type_embeddings(batch.token_type_ids)
-        x = embedded = self.norm(self.embed_proj(x))
+        x = embedded = self.embed(batch)
         distances = None if self.relative is None else self.relative(batch)
         x = self.layers[0](x, batch, distances)
         if self.conv is not None:
@@ -161,6 +156,17 @@ class DebertaModel(nn.Module):
             return pick(x, batch, rows)
         last: Tensor = self.layers[-1](x, batch, distances, rows)
         return last
+
+    def embed(self, batch: PackedBatch) -> Tensor:
+        tables = [(self.word_embeddings, batch.input_ids)]
+        if self.position_embeddings is not None:
+            tables.append((self.position_embeddings, batch.position_ids))
+        if self.token_type_embeddings is not None:
+            tables.append((self.token_type_embeddings, batch.token_type_ids))
+        if self.embed_proj is None:
+            return normed_rows(self.norm, *tables)
+        out: Tensor = self.norm(self.embed_proj(sum(table(ids) for table, ids in tables)))
+        return out
 
 
 class RelativeEmbeddings(nn.Module):

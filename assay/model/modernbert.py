@@ -16,7 +16,7 @@ from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows,
 from assay.model.embedding import embedding
 from assay.model.linear import Linear
 from assay.model.mlp import GatedMLP
-from assay.model.norm import normed_sum, sum_and_norm
+from assay.model.norm import normed_rows, normed_sum, sum_and_norm
 from assay.model.rotary import RopeConfig, Rotary, read_rope, rotate
 
 _POOLS: dict[str, Literal["first", "mean"]] = {"cls": "first", "mean": "mean"}
@@ -148,7 +148,7 @@ class ModernBertModel(nn.Module):
         self.norm = _norm(config)
 
     def forward(self, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
-        x: Tensor = self.embeddings_norm(self.embeddings(batch.input_ids))
+        x = normed_rows(self.embeddings_norm, (self.embeddings, batch.input_ids))
         turn, local_turn = self.rotary(batch), self.local_rotary(batch)
         more: Tensor | None = None
         for i, layer in enumerate(self.layers, 1):

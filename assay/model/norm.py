@@ -42,6 +42,17 @@ def sum_and_norm(norm: nn.Module, a: Tensor, b: Tensor | None) -> tuple[Tensor, 
     return total, norm(total)
 
 
+def normed_rows(norm: nn.Module, *tables: tuple[nn.Embedding, Tensor]) -> Tensor:
+    """norm of the sum of what each table has for its ids [rows]: [rows, size]."""
+    weights = [table.weight for table, _ in tables]
+    if isinstance(norm, nn.LayerNorm) and all(map(compiled.supports, (*weights, norm.weight))):
+        ids = (ids for _, ids in tables)
+        return compiled.embed(list(zip(weights, ids, strict=True)), norm.weight, norm.bias, norm.eps)
+    total: Tensor = sum(table(ids) for table, ids in tables)
+    out: Tensor = norm(total)
+    return out
+
+
 def _in_one_pass(norm: nn.Module, a: Tensor, b: Tensor, keep: bool) -> Tensor | None:
     """norm(a + b), where there is a kernel for it. keep: a becomes the sum."""
     if not (isinstance(norm, nn.LayerNorm | RMSNorm) and compiled.supports(a) and compiled.supports(norm.weight)):
