@@ -42,6 +42,8 @@ def main() -> None:
         # How long an idle thread of torch's looks out for work before it sleeps: some 0.1 ms. Shorter, and each layer
         # of a short text waits to be woken; longer, and the event loop lacks a core (docs/performance.md).
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    if sys.platform == "linux" and len(os.sched_getaffinity(0)) == 1:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a second thread of its library would only take turns
     keep_freed_memory()
     # torch tells everyone without NumPy that it is missing; nothing here uses it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")

@@ -122,7 +122,7 @@ class Span(Struct, frozen=True):
 class Sequence(Struct, eq=False):
     """One tokenized prompt, or one window of it, on its way through the engine.
 
-    token_ids, token_type_ids: of equal length; types None means all zero.
+    token_ids, token_type_ids: of equal length, num_tokens; types None means all zero. They stay as they are.
     index: its place in the request. prompt: the place of its prompt. span: what it is of its text, where windows are
         asked for.
     arrival: when its request came, in seconds on the monotonic clock.
@@ -145,10 +145,10 @@ class Sequence(Struct, eq=False):
     queued: bool = False
     cancelled: bool = False
     timings: Timings = field(default_factory=Timings)
+    num_tokens: int = 0  # counted once, since it is asked for a dozen times
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids)
+    def __post_init__(self) -> None:
+        self.num_tokens = len(self.token_ids)
 
     @property
     def content(self) -> bytes:

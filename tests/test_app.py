@@ -456,12 +456,16 @@ async def test_work_that_fails_as_it_is_given_up_fails_as_any_work() -> None:
             raise DeadlineError("too late") from None
 
     asyncio.get_running_loop().call_soon(exchange.leave)
-    with pytest.raises(DeadlineError):
-        await exchange.unless_gone(late())
+    with pytest.raises(DeadlineError), exchange:
+        await late()
 
 
 async def test_a_task_that_is_cancelled_from_elsewhere_is_not_taken_for_a_client_that_left() -> None:
-    task = asyncio.ensure_future(Exchange().unless_gone(asyncio.sleep(60)))
+    async def work() -> None:
+        with Exchange():
+            await asyncio.sleep(60)
+
+    task = asyncio.ensure_future(work())
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -471,8 +475,8 @@ async def test_a_task_that_is_cancelled_from_elsewhere_is_not_taken_for_a_client
 async def test_who_has_left_cancels_nothing_but_the_work() -> None:
     exchange = Exchange()
     asyncio.get_running_loop().call_soon(exchange.leave)
-    with pytest.raises(ClientGoneError):
-        await exchange.unless_gone(asyncio.sleep(60))
+    with pytest.raises(ClientGoneError), exchange:
+        await asyncio.sleep(60)
     await asyncio.sleep(0)  # what follows, an answer that nobody reads, runs to its end
     exchange.leave()
     await asyncio.sleep(0)

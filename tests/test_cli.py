@@ -1,6 +1,7 @@
 """The command line: help, classify, and errors of one line without a traceback."""
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -51,6 +52,22 @@ def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
     assert len(lines) == 1, printed.err
     assert lines[0].startswith("assay: ")
     return lines[0]
+
+
+# --- the process ---
+
+
+@pytest.mark.parametrize(("cores", "setting"), [({0}, "false"), ({0, 1}, None)])
+def test_on_one_core_the_tokenizers_library_starts_no_thread(
+    monkeypatch: pytest.MonkeyPatch, cores: set[int], setting: str | None
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: cores)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    monkeypatch.setattr("sys.argv", ["assay", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == setting
 
 
 # --- help ---

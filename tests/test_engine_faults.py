@@ -383,8 +383,8 @@ async def test_a_tokenizer_that_panics_fails_one_request(
 async def test_a_call_that_was_cancelled_in_the_queue_is_not_run() -> None:
     threads = Threads(1, "t", patience=PATIENCE)
     hold, ran = threading.Event(), []
-    first = asyncio.create_task(threads.run(hold.wait, PATIENCE))
-    second = asyncio.create_task(threads.run(ran.append, 1))
+    first = asyncio.ensure_future(threads.run(hold.wait, PATIENCE))
+    second = asyncio.ensure_future(threads.run(ran.append, 1))
     await asyncio.sleep(0.01)
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)
@@ -400,9 +400,9 @@ async def test_a_call_that_was_cancelled_in_the_queue_is_not_run() -> None:
 async def test_close_tells_calls_that_wait_for_a_thread() -> None:
     threads = Threads(1, "t", patience=PATIENCE)
     hold = threading.Event()
-    running = asyncio.create_task(threads.run(hold.wait, PATIENCE))
+    running = asyncio.ensure_future(threads.run(hold.wait, PATIENCE))
     await until(lambda: threads._hands and threads._hands[0].round is not None)
-    waiting = asyncio.create_task(threads.run(len, "abc"))
+    waiting = asyncio.ensure_future(threads.run(len, "abc"))
     await until(lambda: len(threads.line) == 1)
     closing = asyncio.create_task(asyncio.to_thread(threads.close, UnavailableError("closed")))
     await until(lambda: threads._closing is not None)

@@ -124,7 +124,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("server.openapi",),
     ("server.docs_page",),
     ("server.app",),
-    ("server.unread",),
+    ("server.unread", "server.timer"),
     ("server.listener", "server.protocol"),
     ("server.serve",),
     ("scale",),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from assay.engine import threads
 from assay.engine.threads import Threads
 from assay.errors import AssayError, InternalError, RequestError, UnavailableError
 
@@ -18,9 +19,13 @@ class Doubling:
 
     def __init__(self) -> None:
         self.rounds: list[list[Any]] = []
+        self.threads: list[str] = []  # that ran them
+        self.begun = threading.Event()
 
     def __call__(self, items: Seq[tuple[Any, ...]]) -> Seq[Any]:
         self.rounds.append([item for (item,) in items])
+        self.threads.append(threading.current_thread().name)
+        self.begun.set()
         for (item,) in items:
             if item == "raise":
                 raise ValueError("broken")
@@ -56,6 +61,46 @@ async def test_what_waits_is_run_together_and_each_gets_its_own() -> None:
     release.set()
     assert await settled(*calls) == [2 * n for n in range(20)]
     assert doubling.rounds == [list(range(20))]
+    await held
+    pool.close(UnavailableError("over"))
+
+
+async def test_a_thread_that_ends_soon_is_left_what_comes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_SOON_SECONDS", 60)
+    doubling, hold = Doubling(), threading.Event()
+    pool = Threads(2, "test", 60, together=doubling)
+    first = pool.run_together(1, hold)
+    await asyncio.to_thread(doubling.begun.wait, 30)
+    calls = [pool.run_together(1, n) for n in range(5)]
+    await asyncio.sleep(0.05)
+    assert not any(call.done() for call in calls)
+    hold.set()
+    await settled(first, *calls)
+    assert len(doubling.rounds) == 2
+    assert len(set(doubling.threads)) == 1
+    pool.close(UnavailableError("over"))
+
+
+async def test_what_was_left_to_a_thread_that_does_not_end_soon_is_run_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "_SOON_SECONDS", 0.2)
+    monkeypatch.setattr(threads, "_ROUND_SECONDS", 0.05)
+    doubling, hold = Doubling(), threading.Event()
+    pool = Threads(2, "test", 60, together=doubling)
+    first = pool.run_together(1, hold)
+    await asyncio.to_thread(doubling.begun.wait, 30)
+    assert await asyncio.wait_for(pool.run_together(1, 21), 20) == 42
+    hold.set()
+    await first
+    pool.close(UnavailableError("over"))
+
+
+async def test_a_large_round_is_not_waited_for() -> None:
+    pool = Threads(2, "test", 60, together=Doubling())
+    held, release = await blocked(pool)
+    assert await asyncio.wait_for(pool.run_together(1, 21), 20) == 42
+    release.set()
     await held
     pool.close(UnavailableError("over"))
 

@@ -53,7 +53,7 @@ def parse(incoming: Incoming) -> Call:
     return Call(
         prompts=[TextPrompt(text) for text in request.contents if text.strip()],
         options=Options(truncate_prompt_tokens=params.truncate_prompt_tokens),
-        model=incoming.headers.get("detector-id"),
+        model=incoming.headers.get(b"detector-id", b"").decode("latin-1"),
         any_model=True,
         context=(request.contents, params),
     )

@@ -16,11 +16,13 @@ Wire = TypeVar("Wire")
 
 
 class Incoming(msgspec.Struct, frozen=True):
-    """A request as a dialect sees it: its body, the names in its path (`{model}`), its headers in lower case."""
+    """A request as a dialect sees it: its body, the names in its path (`{model}`), its headers as they came, with
+    names in lower case.
+    """
 
     body: bytes
     path: Mapping[str, str] = msgspec.field(default_factory=dict)
-    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    headers: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -251,7 +251,7 @@ class Engine:
         await self._admission.enter(estimate)
         admitted = time.monotonic()
         try:
-            if any(isinstance(prompt, ChatPrompt) for prompt in prompts):  # a template takes longer than its tokens
+            if ChatPrompt in map(type, prompts):  # a template takes longer than its tokens
                 sequences = await self._threads.run(self._encoder.encode, prompts, options, first_index)
             else:
                 sequences = await self._threads.run_together(estimate, prompts, options, first_index)
@@ -269,16 +269,16 @@ class Engine:
         self._check_running()
         waiter = Waiter(asyncio.get_running_loop().create_future(), sequences)
         shared = len(sequences) - len(waiter.out)
-        for sequence in waiter.out:
+        for sequence in [*waiter.out]:
             if (known := self._cache.get(sequence)) is not None:
                 waiter.put(sequence, known)
-        if queued := waiter.out:
-            await self._queue(queued, waiter)
+        if waiter.out:
+            await self._queue([*waiter.out], waiter)
         try:
             predictions = await waiter.future
         finally:
-            if left := waiter.out:
-                self._forget(left)
+            if waiter.out:
+                self._forget([*waiter.out])
         if shared:
             self._metrics.shared_sequences.inc(shared)
         return predictions

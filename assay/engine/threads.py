@@ -26,6 +26,7 @@ Outcome = tuple[Any, Exception | None]
 _log = logging.getLogger("assay.engine")
 _JOIN_SECONDS = 5.0
 _ROUND_WEIGHT = 4096  # of a round of several calls: tokens, about ten milliseconds' work
+_SOON_SECONDS = 0.02  # in which a round that has just begun is expected to end
 _ROUND_SECONDS = 1.0  # after which a round of several calls is taken apart
 
 
@@ -60,14 +61,13 @@ class Threads:
         self._telling = False  # the threads hear of the line at the end of this turn of the loop
         self._timer: asyncio.TimerHandle | None = None
 
-    async def run(self, call: Callable[..., Result], *args: Any) -> Result:
-        """The call's result or its error. Raises InternalError for a call that did not come back."""
-        result: Result = await self._queued(call, args, _ROUND_WEIGHT)
-        return result
+    def run(self, call: Callable[..., Result], *args: Any) -> "asyncio.Future[Result]":
+        """The call's result or its error; InternalError for a call that did not come back."""
+        return self._queued(call, args, _ROUND_WEIGHT)
 
-    async def run_together(self, weight: int, *args: Any) -> Any:
+    def run_together(self, weight: int, *args: Any) -> "asyncio.Future[Any]":
         """What `together` makes of these arguments, maybe with others'. weight: how long it takes, in tokens."""
-        return await self._queued(None, args, weight)
+        return self._queued(None, args, weight)
 
     def _queued(self, call: Callable[..., Any] | None, args: tuple[Any, ...], weight: int) -> "asyncio.Future[Any]":
         if self._closing is not None:
@@ -87,11 +87,15 @@ class Threads:
             self._loop.call_soon(self._tell)
 
     def _tell(self) -> None:
-        """Wake as many threads as there are rounds in the line. Who is busy looks at the line without being told."""
+        """Wake as many threads as there are rounds in the line, but for those that will look at it in a moment: another
+        one would take parts of their next rounds, and the interpreter with them.
+        """
         self._telling = False
+        now = time.monotonic()
+        soon = sum(hand.round is not None and hand.round.ends_soon(now) for hand in self._hands)
         with self.ready:
             weight = sum(job.weight for job in self.line)
-            self.ready.notify(1 + weight // _ROUND_WEIGHT)
+            self.ready.notify(max(0, 1 + weight // _ROUND_WEIGHT - soon))
         self._watch()
 
     def take(self) -> "_Round | None":
@@ -136,6 +140,8 @@ class Threads:
                 self._replace(hand, running)
             else:
                 next_look = min(next_look, left)
+        if self.line:  # maybe left to a thread that did not come back so soon
+            self._tell_soon()
         if (busy or self.line) and self._loop is not None and self._hands:
             self._timer = self._loop.call_later(max(0.001, min(next_look, _ROUND_SECONDS)), self._check)
 
@@ -234,12 +240,17 @@ class _Job:
 class _Round:
     """The calls that a thread runs in one go. repeated: one of them was given up a second time, alone."""
 
-    __slots__ = ("jobs", "repeated", "started")
+    __slots__ = ("jobs", "repeated", "started", "weight")
 
     def __init__(self, jobs: list[_Job]) -> None:
         self.jobs = jobs
+        self.weight = sum(job.weight for job in jobs)
         self.started = time.monotonic()
         self.repeated = False
+
+    def ends_soon(self, now: float) -> bool:
+        """Whether it is small and has just begun."""
+        return self.weight < _ROUND_WEIGHT and now - self.started < _SOON_SECONDS
 
     def outcomes(self, together: Callable[[Seq[tuple[Any, ...]]], Seq[Any]]) -> list[Outcome]:
         """One for each call. Whatever goes wrong with several at once is left to each one alone."""

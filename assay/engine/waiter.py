@@ -10,30 +10,32 @@ from assay.sequence import Prediction, Sequence
 
 
 class Waiter:
-    """The future of one classify call, and which of its answers are still out."""
+    """The future of one classify call, and which of its answers are still out.
+
+    out: what has no answer yet, in order, and the places of its answer; of equal sequences the first, whose answer is
+        the others' too.
+    """
 
     def __init__(self, future: "asyncio.Future[list[Prediction]]", sequences: Seq[Sequence]) -> None:
         self.future = future
         self._predictions: list[Prediction | None] = [None] * len(sequences)
+        if len(sequences) == 1:
+            self.out = {sequences[0]: [0]}
+            return
+        self.out = {}
         firsts: dict[bytes, Sequence] = {}
-        self._places: dict[Sequence, list[int]] = {}
         for place, sequence in enumerate(sequences):
-            self._places.setdefault(firsts.setdefault(sequence.content, sequence), []).append(place)
-
-    @property
-    def out(self) -> list[Sequence]:
-        """What has no answer yet, in order; of equal sequences the first, whose answer is the others' too."""
-        return list(self._places)
+            self.out.setdefault(firsts.setdefault(sequence.content, sequence), []).append(place)
 
     def put(self, sequence: Sequence, answer: Prediction | AssayError) -> None:
         if isinstance(answer, AssayError):
             self.fail(answer)
         elif not self.future.done():
-            first, *others = self._places.pop(sequence)
+            first, *others = self.out.pop(sequence)
             self._predictions[first] = answer
             for place in others:
                 self._predictions[place] = answer.copied(replace(answer.timings))
-            if not self._places:
+            if not self.out:
                 self.future.set_result([p for p in self._predictions if p is not None])
 
     def fail(self, error: AssayError) -> None:

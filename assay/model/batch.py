@@ -1,10 +1,10 @@
 """What a model sees: sequences of any length laid end to end, no padding. Knows nothing of text, requests or queues."""
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain
+from itertools import accumulate, chain, groupby
 from typing import Literal
 
 import torch
@@ -142,31 +142,33 @@ def pack(sequences: Seq[Sequence]) -> PackedBatch:
     """Lay sequences end to end in the order given. Sorted by length, they give the fewest and longest runs."""
     lengths = [sequence.num_tokens for sequence in sequences]
     assert min(lengths) > 0, "a batch needs sequences, and a sequence needs tokens"
+    ids, positions, counting = array("q"), array("q"), array("q", range(max(lengths)))
+    for sequence in sequences:
+        ids.fromlist(sequence.token_ids)
+        positions += counting[: sequence.num_tokens]
     if any(s.token_type_ids for s in sequences):
-        types = _integers(chain.from_iterable(s.token_type_ids or [0] * s.num_tokens for s in sequences))
+        types = _tensor(array("q", chain.from_iterable(s.token_type_ids or [0] * s.num_tokens for s in sequences)))
     else:
         types = torch.zeros(sum(lengths), dtype=torch.int64)
     return PackedBatch(
-        input_ids=_integers(chain.from_iterable(s.token_ids for s in sequences)),
-        position_ids=_integers(chain.from_iterable(map(range, lengths))),
+        input_ids=_tensor(ids),
+        position_ids=_tensor(positions),
         token_type_ids=types,
-        cu_seqlens=_integers([0, *accumulate(lengths)]),
+        cu_seqlens=_tensor(array("q", [0, *accumulate(lengths)])),
         runs=runs_of(lengths),
     )
 
 
-def _integers(values: Iterable[int]) -> Tensor:
+def _tensor(integers: "array[int]") -> Tensor:
     """int64. `torch.tensor` reads a list ten times as slowly."""
-    return torch.frombuffer(array("q", values), dtype=torch.int64)
+    return torch.frombuffer(integers, dtype=torch.int64)
 
 
 def runs_of(lengths: list[int], start: int = 0, prefix: Run | None = None) -> tuple[Run, ...]:
     """Sequences of these lengths, laid end to end from this token on, all of them going on from this prefix."""
     runs: list[Run] = []
-    for length in lengths:
-        if runs and runs[-1].length == length:
-            runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
-        else:
-            runs.append(Run(start, 1, length, prefix))
-        start += length
+    for length, same in groupby(lengths):
+        count = len([*same])
+        runs.append(Run(start, count, length, prefix))
+        start += count * length
     return tuple(runs)

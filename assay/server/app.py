@@ -183,7 +183,7 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
     limit = _time_limit(observation.fields.get(b"x-request-timeout-ms"), service.config.request_timeout)
     body = await read_body(request, service.config)
     dialect = request.scope["dialect"] = choose(dialects, body)
-    call = dialect.parse(Incoming(body, request.path_params, request.headers))
+    call = dialect.parse(Incoming(body, request.path_params, observation.fields))
     request_id = observation.named(call.request_id)
     observation.prompts = call.prompts
     served = service.serving(call.model, call.any_model)
@@ -198,8 +198,9 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
     activation = call.options.activation or engine.model.activation
     dialect.check(call, ModelFacts(served.name, engine.model.labels, activation))
     observation.scoring = time.monotonic()
-    scoring = engine.classify(call.prompts, call.options, deadline=observation.started + limit)
-    predictions = observation.predictions = await Exchange.of(request.scope).unless_gone(scoring)
+    with Exchange.of(request.scope):
+        predictions = await engine.classify(call.prompts, call.options, deadline=observation.started + limit)
+    observation.predictions = predictions
     answer = Answer(
         call=call,
         predictions=predictions,
@@ -210,7 +211,7 @@ async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Requ
         seconds=time.monotonic() - observation.started,
         thresholds=engine.model.thresholds,
     )
-    return json_response(dialect.render(answer), headers=observation.timing_headers() | dialect.headers(answer))
+    return json_response(dialect.render(answer), 200, dialect.headers(answer), observation.timing_headers())
 
 
 def _time_limit(header: bytes | None, default: float | None) -> float:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -20,15 +20,28 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 class _Json(Response):
     """starlette's, made without a search for what may be among the headers."""
 
-    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, body: bytes, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.status_code, self.body, self.background = status, body, None
-        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        self.raw_headers += ((b"content-length", b"%d" % len(body)), (b"content-type", b"application/json"))
+        self.raw_headers = [
+            *headers,
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"application/json"),
+        ]
 
 
-def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Anything that msgspec can encode, as application/json. headers: others than of the body, in lower case."""
-    return _Json(msgspec.json.encode(value), status, headers or {})
+def json_response(
+    value: Any,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    raw_headers: Iterable[tuple[bytes, bytes]] = (),
+) -> Response:
+    """Anything that msgspec can encode, as application/json. headers: others than of the body, in lower case, as text
+    or as they are sent.
+    """
+    if headers:
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        raw_headers = [*raw_headers, *encoded]
+    return _Json(msgspec.json.encode(value), status, raw_headers)
 
 
 async def read_body(request: Request, config: ServerConfig) -> bytes:
@@ -89,9 +102,11 @@ def _check_structure(body: bytes, max_inputs: int) -> None:
 
 
 def _check_type(fields: Mapping[bytes, bytes]) -> None:
-    media_type = fields.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
-        raise MediaTypeError(f"The content type is {media_type or 'missing'!r}; send application/json.")
+    given = fields.get(b"content-type", b"")
+    if given != b"application/json":
+        media_type = given.decode("latin-1").partition(";")[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
+            raise MediaTypeError(f"The content type is {media_type or 'missing'!r}; send application/json.")
     encoding = fields.get(b"content-encoding", b"").decode("latin-1").strip().lower()
     if encoding not in ("", "identity"):
         raise MediaTypeError(f"The content encoding is {encoding!r}; send the body as it is, not compressed.")

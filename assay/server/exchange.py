@@ -1,12 +1,11 @@
 """One request as its connection sees it: whether its body is here, whether its client still is. Knows no HTTP."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
 
 from assay.errors import ClientGoneError
-
-Result = TypeVar("Result")
 
 
 class Exchange:
@@ -34,15 +33,14 @@ class Exchange:
         if self._working is not None:
             self._working.cancel()
 
-    async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The result of `work`, which ends as soon as the client hangs up. Raises ClientGoneError."""
-        task = self._working = asyncio.current_task()
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if not self.gone or task is None:
-                raise
+    def __enter__(self) -> None:
+        """What is awaited in the `with` block ends as soon as the client hangs up. Raises ClientGoneError."""
+        self._working = asyncio.current_task()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        task, self._working = self._working, None
+        if self.gone and task is not None and isinstance(error, asyncio.CancelledError):
             task.uncancel()
             raise ClientGoneError("The client closed the connection.") from None
-        finally:
-            self._working = None

@@ -4,7 +4,7 @@ A page whose name is made to resolve to a loopback address (DNS rebinding) reach
 requests give it away, since they carry the page's name as Host. Addresses pass: no name was resolved.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 
@@ -64,15 +64,12 @@ class CheckHost:
         self._names = frozenset(name.lower().rstrip(".") for name in names)
         self._is_ours = lru_cache(maxsize=256)(self._may_pass)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        for name, value in scope["headers"]:
-            if name == b"host" and not self._is_ours(value):
-                await self._refuse(_name_in(value.decode("latin-1")), scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == "http":
+            for name, value in scope["headers"]:
+                if name == b"host" and not self._is_ours(value):
+                    return self._refuse(_name_in(value.decode("latin-1")), scope, receive, send)
+        return self.app(scope, receive, send)
 
     async def _refuse(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         error = MisdirectedError(

@@ -2,22 +2,22 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from random import getrandbits
 
+from msgspec import Struct, field
 from starlette.types import Scope
 
 from assay.metrics import mean_timings
 from assay.sequence import Prediction, Prompt, Timings
 
 TIMING_HEADERS = ("x-tokenization-time", "x-queue-time", "x-inference-time")
+_TIMING_HEADERS = [name.encode() for name in TIMING_HEADERS]
 
 _MAX_ID = 128
 _MAX_PATH = 256  # a path is the caller's, and may be as long as a text
 
 
-@dataclass(slots=True)
-class Observation:
+class Observation(Struct, eq=False):
     """Made by `Observe` for each request, and left in `scope["observation"]` for handlers to fill.
 
     request_id: the caller's, or 32 hex digits. client: address and port. started: on the monotonic clock; started_ns:
@@ -42,7 +42,7 @@ class Observation:
     predictions: list[Prediction] = field(default_factory=list)
     scoring: float = 0.0
     trace_id: str | None = None
-    fields: dict[bytes, bytes] = field(init=False)
+    fields: dict[bytes, bytes] = field(default_factory=dict)
     _stages: Timings | None = None
 
     @classmethod
@@ -80,10 +80,15 @@ class Observation:
             self._stages = mean_timings(self.predictions)
         return self._stages
 
-    def timing_headers(self) -> dict[str, str]:
+    def timing_headers(self) -> list[tuple[bytes, bytes]]:
         """TEI's names and unit: whole milliseconds."""
-        seconds = (self.stages.tokenize, self.stages.queue, self.stages.inference)
-        return {name: str(int(stage * 1000)) for name, stage in zip(TIMING_HEADERS, seconds, strict=True)}
+        stages = self.stages
+        tokenization, queue, inference = _TIMING_HEADERS
+        return [
+            (tokenization, b"%d" % (stages.tokenize * 1000)),
+            (queue, b"%d" % (stages.queue * 1000)),
+            (inference, b"%d" % (stages.inference * 1000)),
+        ]
 
 
 def _id_in(fields: Mapping[bytes, bytes]) -> str | None:

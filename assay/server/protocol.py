@@ -31,6 +31,7 @@ from assay.errors import (
 from assay.metrics import Metrics
 from assay.server.door import Door
 from assay.server.exchange import Exchange
+from assay.server.timer import Timer
 from assay.server.unread import UnreadWatch
 
 MAX_URL_BYTES = 8 * 1024
@@ -72,8 +73,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self._left = False  # nothing more is answered
         self._running: RequestResponseCycle | None = None  # the request that is being answered
         self._exchange = Exchange()  # the newest request's
-        self._timer: asyncio.TimerHandle | None = None
-        self._timed = ""  # what the timer is for
+        self._timer = Timer(self.loop)
+        self._timed = ""  # what it is set for
 
     # --- the connection ---
 
@@ -92,7 +93,6 @@ class EdgeProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        self._unset_keepalive_if_required()
         self._fed += len(data)
         try:
             self._feed(data)
@@ -121,7 +121,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """uvicorn tells the newest request of a pipeline, and not the one that runs."""
-        self._untime()
+        self._timer.end()
         self._unread.stop()
         super().connection_lost(exc)
         if self._running is not None and not self._running.response_complete:
@@ -201,13 +201,15 @@ class EdgeProtocol(HttpToolsProtocol):
     # --- who owes what ---
 
     def on_response_complete(self) -> None:
+        """In place of uvicorn's, which starts and cancels a timer for each request."""
         self._door.flush()
-        if self._left:
-            self.server_state.total_requests += 1
+        self.server_state.total_requests += 1
+        if self._left or self.transport.is_closing():
             return
-        super().on_response_complete()
-        if not self.transport.is_closing():
-            self._watch()
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        self._watch()
 
     def _watch(self) -> None:
         """Set the timer for what is owed to us now. While we owe an answer there is none."""
@@ -218,21 +220,16 @@ class EdgeProtocol(HttpToolsProtocol):
         elif self._begun or self._fed:
             self._time("head", self._limits.header_timeout, self._head_is_late)
         else:
-            self._untime()
-            if self.timeout_keep_alive_task is None:
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
+            self._time("next", self.timeout_keep_alive, self._close)
 
     def _time(self, what: str, seconds: float, then: Callable[[], None]) -> None:
         if self._timed != what:
-            self._untime()
-            self._timer, self._timed = self.loop.call_later(seconds, then), what
+            self._timer.set(seconds, then)
+            self._timed = what
 
     def _untime(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer, self._timed = None, ""
+        self._timer.unset()
+        self._timed = ""
 
     def _head_is_late(self) -> None:
         """Who has begun to speak is told; who has not is a browser's spare connection, or worse."""
@@ -253,9 +250,6 @@ class EdgeProtocol(HttpToolsProtocol):
 
     # --- endings ---
 
-    def timeout_keep_alive_handler(self) -> None:
-        self._close()
-
     def _close_after_answer(self) -> None:
         if self._receiving:
             self._leave()
@@ -273,7 +267,6 @@ class EdgeProtocol(HttpToolsProtocol):
     def _leave(self) -> None:
         """Once what is written has been sent, and the client has closed too, or LINGER_SECONDS are over."""
         self._deaf = self._left = True
-        self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()

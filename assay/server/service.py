@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from assay.config import EngineConfig, ServerConfig
@@ -17,10 +17,10 @@ class Served:
 
     config: EngineConfig
     engine: Engine | None = None
+    name: str = field(init=False)
 
-    @property
-    def name(self) -> str:
-        return self.config.served_name
+    def __post_init__(self) -> None:
+        self.name = self.config.served_name
 
     @property
     def available(self) -> bool:
