@@ -55,7 +55,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model.attention",),
     ("model.activation",),
     ("model.kernels",),
-    ("model.embedding", "model.linear"),
+    ("model.embedding", "model.layer", "model.linear"),
     ("model.norm",),
     ("model.rotary",),
     ("model.mlp",),

@@ -419,12 +419,15 @@ static void FN(pack_panel)(const float *weight, int64_t in, int64_t out, int64_t
     }
 }
 
-/* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. */
+/* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. With few rows the
+   weights are waited for: what comes AHEAD, be it of the next panel, is asked for meanwhile. */
+#define AHEAD (64 * 2 * LANES)
 TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float *panel, int64_t in, const float *base,
                            int64_t base_row, float *y) {
     VF sums[GROUP][2] = {};
     for (int64_t t = 0; t < in; t++, panel += 2 * LANES) {
         VF a = LOAD(panel), b = LOAD(panel + LANES);
+        for (int i = 0; i < 2 * LANES; i += 16) __builtin_prefetch(panel + AHEAD + i, 0, 2);
         for (int r = 0; r < rows; r++) {
             VF one = SPLAT(x[r * x_row + t]);
             sums[r][0] += one * a;
@@ -568,6 +571,7 @@ static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t 
 #undef MIN
 #undef SPLAT
 #undef TOUCH
+#undef AHEAD
 #undef AT_MOST
 #undef OF_ROWS
 #undef UP_TO_6

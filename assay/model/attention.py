@@ -39,9 +39,7 @@ def attention(
     """
     if compiled.supports(q):
         left, right = window or (None, None)
-        return compiled.attend(
-            q, k, v, _spans(batch, rows), rows or "all", scale, softcap, left, 0 if causal else right
-        )
+        return compiled.attend(q, k, v, spans(batch, rows), rows or "all", scale, softcap, left, 0 if causal else right)
     if q.is_cuda and not batch.prefixes and has_varlen(q, window, softcap, rows, causal):
         return by_varlen(q, k, v, batch, scale=scale, causal=causal, window=window, rows=rows)
     return by_runs(q, k, v, batch, scale=scale, causal=causal, window=window, softcap=softcap, rows=rows)
@@ -80,7 +78,7 @@ def by_runs(
     return torch.cat(seen_by_runs) if len(seen_by_runs) > 1 else seen_by_runs[0]
 
 
-def _spans(batch: PackedBatch, rows: Rows | None) -> Iterator[tuple[int, int, int, int]]:
+def spans(batch: PackedBatch, rows: Rows | None) -> Iterator[tuple[int, int, int, int]]:
     """Where each sequence lies, and the prefix that it goes on from, in the order of their tokens."""
     for run in batch.runs if rows is not None else (*batch.prefixes, *batch.runs):
         prefix = (0, 0) if run.prefix is None else (run.prefix.start, run.prefix.length)

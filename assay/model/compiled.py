@@ -21,7 +21,7 @@ Which = Literal["all", "first", "last"]
 
 _log = logging.getLogger("assay.model")
 _WHICH: dict[Which, int] = {"all": 0, "first": 1, "last": 2}
-_ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3, "silu": 4, "swish": 4, "tanh": 5}
+ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3, "silu": 4, "swish": 4, "tanh": 5}
 WIDEST = 16  # floats of a vector
 _ANYWHERE = 1 << 40  # further than any sequence is long
 
@@ -36,6 +36,7 @@ _SIGNATURES = {
     "assay_turn": ("p nn nnn pp n p", "-"),
     "assay_pack": ("i p nn p", "-"),
     "assay_multiply": ("i pnn pnn p i p pn", "i"),
+    "assay_layer": ("i p nnn pp pp pp f pp ni pp pp f f pni pp", "i"),
     "assay_quantize": ("p nnn pn p", "-"),
     "assay_finish": ("p nn pp i p", "-"),
     "assay_pack8": ("p nn pp", "-"),
@@ -150,7 +151,7 @@ def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times
         *y.shape,
         scale.data_ptr(),
         _address(bias),
-        _ACTIVATIONS[act],
+        ACTIVATIONS[act],
         _address(times),
     )
     return y
@@ -225,15 +226,20 @@ def pack(weight: Tensor) -> Packed:
     return Packed(panels, in_features, out_features, lanes)
 
 
+def apart(size: int) -> int:
+    """Floats from one row of so many to the next, such that neighbours are not cached over each other."""
+    return size if size % 1024 else size + 16
+
+
 def _apart(rows: int, size: int) -> Tensor:
-    """Room for [rows, size], such that neighbouring rows are not cached over each other."""
-    return torch.empty((rows, size)) if size % 1024 else torch.empty((rows, size + 16))[:, :size]
+    """Room for [rows, size], rows so far apart."""
+    return torch.empty((rows, size)) if size % 1024 else torch.empty((rows, apart(size)))[:, :size]
 
 
 def _what_follows(bias: Tensor | None, act: str | None, times: Tensor | None, y: Tensor) -> tuple[int | None, ...]:
     """A product's last arguments: what follows it, and where it is written to."""
     assert times is None or times.stride() == y.stride()
-    return _address(bias), _ACTIVATIONS[act], _address(times), y.data_ptr(), y.stride(0)
+    return _address(bias), ACTIVATIONS[act], _address(times), y.data_ptr(), y.stride(0)
 
 
 def multiply(x: Tensor, weight: Packed, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:

@@ -67,12 +67,12 @@ class Panels:
     alike = True
 
     def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None) -> None:
-        self._weight = compiled.pack(weight)
-        self._bias = None if bias is None else bias.clone()
-        self._act = act
+        self.weight = compiled.pack(weight)
+        self.bias = None if bias is None else bias.clone()
+        self.act = act
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        return compiled.multiply(x, self._weight, self._bias, self._act, times)
+        return compiled.multiply(x, self.weight, self.bias, self.act, times)
 
 
 class Prepacked:
