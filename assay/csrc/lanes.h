@@ -522,6 +522,7 @@ TOUCH BYTES_TARGET void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_r
     for (int r = 0; r < rows; r++) memcpy(sums[r], base, sizeof sums[r]);
     for (int64_t t = 0; t < in; t += 4, panel += 8 * LANES) {
         VI a, b;
+        for (int i = 0; i < 8 * LANES; i += 64) __builtin_prefetch(panel + 4 * AHEAD + i, 0, 2);
         memcpy(&a, panel, sizeof a);
         memcpy(&b, panel + 4 * LANES, sizeof b);
         for (int r = 0; r < rows; r++) {

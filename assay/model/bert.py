@@ -286,21 +286,22 @@ class BertModel(nn.Module):
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(unshared))
 
     def forward(self, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
-        x: Tensor = self.project(self.norm(self.embed(batch)))
+        x: Tensor = self.project(normed_sum(self.norm, *self.embed(batch)))
         for i in self.order[:-1]:
             x = self.layers[i](x, batch)
         last: Tensor = self.layers[self.order[-1]](x, batch, rows)
         return last
 
-    def embed(self, batch: PackedBatch) -> Tensor:
-        """The sum of the embeddings, [tokens, embedding]. Where there is but one token type, all tokens are of it."""
+    def embed(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """The embeddings, as two to be added, [tokens, embedding]: those of words and token types, and those of
+        positions. Where there is but one token type, all tokens are of it.
+        """
         x: Tensor = self.word_embeddings(batch.input_ids)
         if self.token_type_embeddings is not None:
             one = self.token_type_embeddings.num_embeddings == 1
             x = x + self.token_type_embeddings(torch.zeros_like(batch.token_type_ids) if one else batch.token_type_ids)
         positions = batch.position_ids if self.pad_token_id is None else positions_after(self.pad_token_id, batch)
-        out: Tensor = x + self.position_embeddings(positions)
-        return out
+        return x, self.position_embeddings(positions)
 
 
 def positions_after(pad_token_id: int, batch: PackedBatch) -> Tensor:
