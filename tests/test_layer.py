@@ -1,5 +1,6 @@
 """A layer in one call against the same products, norms and attention one by one: the same bits."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from assay.model.batch import PackedBatch, Rows, pack
 from assay.model.bert import BertConfig, BertLayer
 from assay.model.kernels import Panels, Plain
 from assay.model.linear import Linear
+from assay.model.room import Room
 from assay.sequence import Sequence
 
 pytestmark = pytest.mark.usefixtures("vectors")
@@ -32,9 +34,10 @@ def layer_of(shape: dict[str, Any]) -> BertLayer:
     layer = BertLayer(BertConfig(vocab_size=1, num_hidden_layers=1, max_position_embeddings=512, **shape))
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    room = Room()
     for module in layer.modules():
         if isinstance(module, Linear):
-            module.prepare(Panels)
+            module.prepare(partial(Panels, room=room))
     return layer
 
 

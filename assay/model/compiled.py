@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from assay.model.room import Room
+
 Which = Literal["all", "first", "last"]
 """Which tokens of a sequence ask."""
 
@@ -216,12 +218,12 @@ class Packed:
     lanes: int
 
 
-def pack(weight: Tensor) -> Packed:
+def pack(weight: Tensor, room: Room) -> Packed:
     """A weight [out_features, in_features], laid out anew."""
     kernels = _kernels()
     weight, lanes = weight.contiguous(), kernels.assay_lanes()
     out_features, in_features = weight.shape
-    panels = torch.empty(-(-out_features // (2 * lanes)) * 2 * lanes * in_features)
+    panels = room.empty(-(-out_features // (2 * lanes)) * 2 * lanes * in_features, torch.float32)
     kernels.assay_pack(lanes, weight.data_ptr(), in_features, out_features, panels.data_ptr())
     return Packed(panels, in_features, out_features, lanes)
 
@@ -282,12 +284,12 @@ class Packed8:
     out_features: int
 
 
-def pack8(whole: Tensor, scale: Tensor) -> Packed8:
+def pack8(whole: Tensor, scale: Tensor, room: Room) -> Packed8:
     """Whole numbers [out_features, in_features] and the scale of each row, laid out anew."""
     whole = whole.contiguous()
     out_features, in_features = whole.shape
     columns, wide = -(-out_features // 32) * 32, -(-in_features // 4) * 4
-    panels, base = torch.empty(columns * wide, dtype=torch.int8), torch.empty(columns, dtype=torch.int32)
+    panels, base = room.empty(columns * wide, torch.int8), torch.empty(columns, dtype=torch.int32)
     scales = torch.zeros(columns)
     scales[:out_features] = scale
     _kernels().assay_pack8(whole.data_ptr(), in_features, out_features, panels.data_ptr(), base.data_ptr())

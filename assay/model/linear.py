@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from assay.model.activation import activation
 from assay.model.kernels import Kernel, Plain, fastest
+from assay.model.room import Room
 
 Make = Callable[[Tensor, Tensor | None, str | None], Kernel | None]
 """(weight, bias, activation) → the kernel that computes with them, or None for the plain one."""
@@ -100,9 +101,9 @@ def prepare(trunk: nn.Module, head: nn.Module, int8: bool = False, deterministic
     number of rows alike, where there are.
     """
     kernels: list[Kernel] = []
-    plain = False
+    plain, room = False, Room()
     for part, is_int8 in ((trunk, int8), (head, False)):
-        make = partial(fastest, int8=is_int8, alike=deterministic)
+        make = partial(fastest, int8=is_int8, alike=deterministic, room=room)
         for module in part.modules():
             if isinstance(module, Linear | GatedLinear):
                 made = module.prepare(make)
