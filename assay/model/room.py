@@ -24,9 +24,15 @@ class Room:
         """[size], of zeros as yet."""
         wanted = -(-size * dtype.itemsize // _PAGE) * _PAGE
         if self._chunk is None or self._used + wanted > len(self._chunk):
-            self._chunk, self._used = mmap.mmap(-1, max(_CHUNK, wanted)), 0
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                self._chunk.madvise(mmap.MADV_HUGEPAGE)
+            self._chunk, self._used = _chunk(max(_CHUNK, wanted)), 0
         start = self._used
         self._used += wanted
         return torch.frombuffer(self._chunk, dtype=dtype, count=size, offset=start)
+
+
+def _chunk(size: int) -> mmap.mmap:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return mmap.mmap(-1, size)
+    chunk = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages only
+    chunk.madvise(mmap.MADV_HUGEPAGE)
+    return chunk
