@@ -148,7 +148,7 @@ def test_a_wrong_mask_is_seen(family: str, saved: Saved, monkeypatch: pytest.Mon
     """One that stands at the top left, as is_causal does, so that answers do not see all of their prompt; or, where no
     mask is made, a prompt of which they see but the beginning."""
     ours, sequences = load(saved(family)[0]), company_of_prompts()
-    right, mask, spans = scored(ours, sequences), attention_module._mask, attention_module._spans
+    right, mask, spans = scored(ours, sequences), attention_module._mask, attention_module.spans
 
     def top_left(length: int, causal: bool, window: Any, device: Any, queries: int, always: bool = False) -> Any:
         whole = mask(length, causal, window, device, length, always=True)
@@ -157,7 +157,7 @@ def test_a_wrong_mask_is_seen(family: str, saved: Saved, monkeypatch: pytest.Mon
     def short(batch: PackedBatch, rows: Any) -> Any:
         return ((start, length, first, min(prefix, 3)) for start, length, first, prefix in spans(batch, rows))
 
-    monkeypatch.setattr(attention_module, "_spans", short)
+    monkeypatch.setattr(attention_module, "spans", short)
     monkeypatch.setattr(attention_module, "_mask", top_left)
     assert worst(right, scored(ours, sequences)) > BITES
 
