@@ -17,6 +17,7 @@ from assay.engine.tokenizer import load_tokenizer
 from assay.model import bert
 from assay.model.attention import attention
 from assay.model.batch import PackedBatch, pack
+from assay.model.linear import Block
 from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Options, Prediction, Sequence, TextPrompt, TokenPrompt
 from tests.tiny import bert_logits, bert_vocab, load_plain, rewrite_weights, save_bert
@@ -215,6 +216,7 @@ def test_tolerance_bites_when_attention_is_wrong(
     checkpoint: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Tensor]
 ) -> None:
     folder, theirs = checkpoint
+    monkeypatch.setattr(bert.BertLayer, "join", Block.join)  # a layer in one call has its attention to itself
     ours = load_model(folder)
     monkeypatch.setattr(bert, "attention", broken)
     sequences = random_sequences(SOME_LENGTHS)
@@ -234,7 +236,11 @@ def _no_types(batch: PackedBatch) -> PackedBatch:
 
 
 def _wrong_pool(batch: PackedBatch) -> PackedBatch:
-    return replace(batch, cu_seqlens=torch.cat([batch.cu_seqlens[1:] - 1, batch.cu_seqlens[-1:]]))
+    return replace(
+        batch,
+        cu_seqlens=torch.cat([batch.cu_seqlens[1:] - 1, batch.cu_seqlens[-1:]]),
+        runs=tuple(replace(run, start=max(0, run.start - 1)) for run in batch.runs),
+    )
 
 
 @pytest.mark.parametrize("broken", [_positions_off_by_one, _positions_run_on, _no_types, _wrong_pool])

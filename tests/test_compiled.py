@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from assay.model import compiled
+from assay.model import compiled, products
 from assay.model.activation import ACTIVATIONS, activation
 from assay.model.attention import attention, by_runs
 from assay.model.batch import pack
@@ -38,13 +38,13 @@ def test_8_bits(rows_size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows_size, generator=generator) * 3
     x[0] = 0
-    whole, scale = compiled.quantize(x)
+    whole, scale = products.quantize(x)
     expected, expected_scale = _in_8_bits(x)
     assert torch.equal(scale, expected_scale)
     assert int((whole.int() - expected.int()).abs().max()) <= 1  # a product and a sum, rounded once or twice
     assert float(((whole.float() - 128) * scale - x).abs().max()) <= float(scale.max()) * 0.51
     wide = torch.cat([x, x], dim=1)
-    assert torch.equal(compiled.quantize(wide[:, : x.shape[1]])[0], whole)
+    assert torch.equal(products.quantize(wide[:, : x.shape[1]])[0], whole)
 
 
 @pytest.mark.parametrize("act", [None, *ACTIVATIONS])
@@ -58,7 +58,7 @@ def test_what_follows_a_product(act: str | None, rows_size: tuple[int, int]) -> 
         for given_times in (None, times):
             exact = y.double() * scale.double() + (0 if given_bias is None else bias.double())
             exact = function(exact) * (1 if given_times is None else times.double())
-            got = compiled.finish(y.clone(), scale, given_bias, act, given_times)
+            got = products.finish(y.clone(), scale, given_bias, act, given_times)
             assert float(((got - exact).abs() / (1 + exact.abs() + times.abs())).max()) < 2e-6  # torch's gelu: 1.2e-6
 
 
@@ -66,12 +66,12 @@ def test_what_follows_a_product(act: str | None, rows_size: tuple[int, int]) -> 
 def test_what_is_no_number_stays_none(act: str) -> None:
     """A broken model is told by its scores; a kernel may not mend them."""
     y = torch.tensor([[math.nan, 1.0, -2.0]])
-    got = compiled.finish(y.clone(), torch.ones(1, 1), None, act, None)
+    got = products.finish(y.clone(), torch.ones(1, 1), None, act, None)
     assert got.isnan().tolist() == [[True, False, False]]
     for odd in (math.nan, math.inf):
         x = torch.ones(2, 40)
         x[0, 3] = odd
-        _, scale = compiled.quantize(x)
+        _, scale = products.quantize(x)
         assert torch.isfinite(scale).tolist() == [[False], [True]]
     q = torch.ones(3, 2, 4)
     q[1, 0, 2] = math.nan

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from assay.errors import ConfigError
-from assay.model import compiled
+from assay.model import compiled, products
 from assay.model.activation import ACTIVATIONS
 from assay.model.batch import pack
 from assay.model.kernels import Int8, Kernel, Panels, Plain, Prepacked, PrepackedInt8, fastest, has_bfloat16, has_onednn
 from assay.model.linear import GatedLinear, Linear, Prepared, prepare
 from assay.model.registry import LoadedModel, load_model
+from assay.model.room import Room
 from assay.sequence import Sequence
 from tests.families import NATIVE, sequences_for
 from tests.tiny import load_plain, save_bert
@@ -42,11 +43,11 @@ def made(kernel: str, weight: Tensor, bias: Tensor | None, act: str | None = Non
         case "panels":
             if compiled.library() is None:
                 pytest.skip("without assay's own kernels")
-            return Panels(weight, bias, act)
+            return Panels(weight, bias, act, Room())
         case "int8":
-            if not compiled.has_bytes():
+            if not products.has_bytes():
                 pytest.skip("without a product of 8-bit integers of our own")
-            return Int8(weight, bias, act)
+            return Int8(weight, bias, act, Room())
         case "prepacked int8":
             return PrepackedInt8(weight, bias, act)
         case _:
@@ -171,7 +172,7 @@ def test_weights_are_held_once(tmp_path: Path) -> None:
 def test_what_cannot_be_prepacked_stays_plain() -> None:
     half = torch.ones(4, 4, dtype=torch.float16)
     for weight in (half, torch.ones(4, 4, device="meta"), torch.ones(4, 4, dtype=torch.bfloat16)):
-        kernel = fastest(weight, None, None, int8=False, alike=False)
+        kernel = fastest(weight, None, None, int8=False, alike=False, room=Room())
         assert isinstance(kernel, Prepacked) is (weight.dtype == torch.bfloat16 and has_bfloat16())
     layer = Linear(4, 4)
     layer.weight = torch.nn.Parameter(half, requires_grad=False)

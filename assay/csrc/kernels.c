@@ -317,6 +317,42 @@ int assay_multiply(int lanes, const float *x, int64_t x_row, int64_t rows, const
     return failed;
 }
 
+/* Floats from one row of a matrix to the next, such that neighbours are not cached over each other. */
+static int64_t apart(int64_t size) { return size % 1024 ? size : size + 16; }
+
+/* One layer of an encoder, each sum followed by its norm, in one call: for few tokens, calls take as long as products.
+   x [tokens, hidden] → y [tokens, hidden], or [count, hidden] unless ALL ask. Weights are packed; of each, the bias
+   comes next. room: tokens * (apart(hidden) + the larger of apart(3 * hidden) and apart(wide)) floats. Everything else,
+   and what is returned, is as in assay_attend and assay_multiply. */
+int assay_layer(int lanes, const float *x, int64_t tokens, int64_t hidden, int64_t heads, const float *qkv,
+                const float *qkv_bias, const float *attn_out, const float *attn_out_bias, const float *attn_norm,
+                const float *attn_norm_bias, float attn_eps, const float *up, const float *up_bias, int64_t wide, int act,
+                const float *down, const float *down_bias, const float *mlp_norm, const float *mlp_norm_bias,
+                float mlp_eps, float scale, const int64_t *spans, int64_t count, int which, float *room, float *y) {
+    int64_t row = apart(hidden), all_row = apart(3 * hidden), wide_row = apart(wide), asked = which == ALL ? tokens : count;
+    int64_t far = INT64_MAX / 4, dim = hidden / heads;
+    float *narrow = room, *all = room + tokens * row; /* q, k and v; then whatever a product or the MLP makes */
+    if (assay_multiply(lanes, x, hidden, tokens, qkv, hidden, 3 * hidden, qkv_bias, NONE, 0, all, all_row)) return 1;
+    const float *before = x;
+    if (which != ALL) {
+        for (int64_t s = 0; s < count; s++) { /* no sequence begins ahead of its number */
+            int64_t token = spans[4 * s] + (which == FIRST ? 0 : spans[4 * s + 1] - 1);
+            memmove(all + s * all_row, all + token * all_row, 4 * hidden);
+            memcpy(y + s * hidden, x + token * hidden, 4 * hidden);
+        }
+        before = y;
+    }
+    if (assay_attend(all, all + hidden, all + 2 * hidden, narrow, all_row, all_row, all_row, heads, heads, dim, spans, count,
+                     which, scale, 0.0f, far, far, 0, 0, 0))
+        return 1;
+    if (assay_multiply(lanes, narrow, hidden, asked, attn_out, hidden, hidden, attn_out_bias, NONE, 0, all, row)) return 1;
+    assay_normalize_sum((float *)before, hidden, all, row, asked, hidden, 1, attn_norm, attn_norm_bias, attn_eps, 0.0f, 0, y);
+    if (assay_multiply(lanes, y, hidden, asked, up, hidden, wide, up_bias, act, 0, all, wide_row)) return 1;
+    if (assay_multiply(lanes, all, wide_row, asked, down, wide, hidden, down_bias, NONE, 0, narrow, row)) return 1;
+    assay_normalize_sum(y, hidden, narrow, row, asked, hidden, 1, mlp_norm, mlp_norm_bias, mlp_eps, 0.0f, 0, y);
+    return 0;
+}
+
 /* As assay_pack, of whole numbers: in, rounded up to a multiple of 4, times out bytes. base: an int32 for each column, out
    rounded up. */
 void assay_pack8(const int8_t *weight, int64_t in, int64_t out, int8_t *packed, int32_t *base) {

@@ -489,12 +489,15 @@ static void FN(finish_tile)(int kind, const float *tile, int64_t rows, int64_t l
     switch (kind) { EACH_ACT(FN(finish_tile_by)(kind, tile, rows, left, times, y, y_row)) }
 }
 
-/* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. */
+/* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. With few rows the
+   weights are waited for: what comes AHEAD, be it of the next panel, is asked for meanwhile. */
+#define AHEAD (64 * 2 * LANES)
 TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float *panel, int64_t in, const float *base,
                            int64_t base_row, float *y, int64_t y_row) {
     VF sums[GROUP][2] = {};
     for (int64_t t = 0; t < in; t++, panel += 2 * LANES) {
         VF a = LOAD(panel), b = LOAD(panel + LANES);
+        for (int i = 0; i < 2 * LANES; i += 16) __builtin_prefetch(panel + AHEAD + i, 0, 2);
         for (int r = 0; r < rows; r++) {
             VF one = SPLAT(x[r * x_row + t]);
             sums[r][0] += one * a;
@@ -590,6 +593,7 @@ TOUCH BYTES_TARGET void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_r
     for (int r = 0; r < rows; r++) memcpy(sums[r], base, sizeof sums[r]);
     for (int64_t t = 0; t < in; t += 4, panel += 8 * LANES) {
         VI a, b;
+        for (int i = 0; i < 8 * LANES; i += 64) __builtin_prefetch(panel + 4 * AHEAD + i, 0, 2);
         memcpy(&a, panel, sizeof a);
         memcpy(&b, panel + 4 * LANES, sizeof b);
         for (int r = 0; r < rows; r++) {
@@ -644,6 +648,7 @@ static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t 
 #undef TOUCH
 #undef OF_ACT
 #undef EACH_ACT
+#undef AHEAD
 #undef AT_MOST
 #undef OF_ROWS
 #undef UP_TO_6

@@ -16,7 +16,8 @@ from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
 from assay.model.embedding import embedding
-from assay.model.linear import Linear
+from assay.model.layer import Layer
+from assay.model.linear import Block, Linear
 from assay.model.mlp import MLP
 from assay.model.norm import normed_rows, normed_sum
 
@@ -310,7 +311,7 @@ def positions_after(pad_token_id: int, batch: PackedBatch) -> Tensor:
     return (seen - (seen - counts)[first]) * counts + pad_token_id
 
 
-class BertLayer(nn.Module):
+class BertLayer(Block):
     """Two sums, each followed by its norm."""
 
     def __init__(self, config: BertConfig) -> None:
@@ -322,8 +323,15 @@ class BertLayer(nn.Module):
         self.attn_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.joined: Layer | None = None
+
+    def join(self) -> None:
+        products = (self.qkv.kernel, self.attn_out.kernel, self.mlp.up.kernel, self.mlp.down.kernel)
+        self.joined = Layer.of(products, self.attn_norm, self.mlp_norm, self.num_heads, self.scale)
 
     def forward(self, x: Tensor, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
+        if self.joined is not None:
+            return self.joined(x, batch, rows)
         x = normed_sum(self.attn_norm, pick(x, batch, rows), self.attend(x, batch, rows))
         return normed_sum(self.mlp_norm, x, self.mlp(x))
 

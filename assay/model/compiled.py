@@ -9,7 +9,6 @@ import logging
 from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -22,7 +21,6 @@ Which = Literal["all", "first", "last"]
 
 _log = logging.getLogger("assay.model")
 _WHICH: dict[Which, int] = {"all": 0, "first": 1, "last": 2}
-_ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3, "silu": 4, "swish": 4, "tanh": 5}
 WIDEST = 16  # floats of a vector
 MARGIN = 32  # columns of no meaning to either side of a table by distance, which vectors reach into
 _ANYWHERE = 1 << 40  # further than any sequence is long
@@ -39,6 +37,7 @@ _SIGNATURES = {
     "assay_turn": ("p nn nnn p ff pp n", "-"),
     "assay_pack": ("i p nn p", "-"),
     "assay_multiply": ("i pnn pnn p i p pn", "i"),
+    "assay_layer": ("i p nnn pp pp pp f pp ni pp pp f f pni pp", "i"),
     "assay_quantize": ("p nnn pn p", "-"),
     "assay_finish": ("p nn pp i p", "-"),
     "assay_pack8": ("p nn pp", "-"),
@@ -77,13 +76,14 @@ def supports(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
 
 
-def _kernels() -> ctypes.CDLL:
-    kernels = library()
-    assert kernels is not None, "who calls has asked whether there are any"
-    return kernels
+def kernels() -> ctypes.CDLL:
+    """For who knows that there are some."""
+    loaded = library()
+    assert loaded is not None, "who calls has asked whether there are any"
+    return loaded
 
 
-def _address(x: Tensor | None) -> int | None:
+def address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
@@ -110,7 +110,7 @@ def attend(
     q, k, v = (x if x.stride(1) == x.shape[2] and x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     flat = array("q", [number for span in spans for number in span])
     out = torch.empty(q.shape)
-    failed = _kernels().assay_attend(
+    failed = kernels().assay_attend(
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
@@ -146,39 +146,11 @@ def _tables(*tables: Tensor | None) -> tuple[int | None, ...]:
     return *(None if table is None else table.data_ptr() + 4 * (shape[2] // 2) for table in tables), row
 
 
-def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x."""
-    x = x if x.stride(1) == 1 else x.contiguous()
-    rows, size = x.shape
-    whole, scale = torch.empty((rows, size), dtype=torch.uint8), torch.empty((rows, 1))
-    _quantize(x, whole, scale)
-    return whole, scale
-
-
-def _quantize(x: Tensor, whole: Tensor, scale: Tensor) -> None:
-    _kernels().assay_quantize(x.data_ptr(), x.stride(0), *x.shape, whole.data_ptr(), whole.stride(0), scale.data_ptr())
-
-
-def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
-    """act(y * scale + bias) * times, in place of y [rows, size]. scale: [rows, 1]."""
-    assert y.is_contiguous()
-    assert times is None or times.is_contiguous()
-    _kernels().assay_finish(
-        y.data_ptr(),
-        *y.shape,
-        scale.data_ptr(),
-        _address(bias),
-        _ACTIVATIONS[act],
-        _address(times),
-    )
-    return y
-
-
 def normalize(x: Tensor, weight: Tensor, eps: float, more: float) -> Tensor:
     """x / rms(x) * (weight + more), over the last dimension of [rows, size]."""
     x = x if x.stride(1) == 1 else x.contiguous()
     y = torch.empty(x.shape)
-    _kernels().assay_normalize(x.data_ptr(), x.stride(0), *x.shape, weight.data_ptr(), eps, more, y.data_ptr())
+    kernels().assay_normalize(x.data_ptr(), x.stride(0), *x.shape, weight.data_ptr(), eps, more, y.data_ptr())
     return y
 
 
@@ -200,7 +172,7 @@ def normalize_sum(
     y = torch.empty(a.shape)
     assert a.shape == b.shape
     assert a.stride(1) == 1
-    _kernels().assay_normalize_sum(
+    kernels().assay_normalize_sum(
         a.data_ptr(),
         a.stride(0),
         b.data_ptr(),
@@ -208,7 +180,7 @@ def normalize_sum(
         *a.shape,
         centred,
         weight.data_ptr(),
-        _address(bias),
+        address(bias),
         eps,
         more,
         keep,
@@ -234,13 +206,13 @@ def embed(tables: Seq[tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor | Non
     )
     rows, size = len(ids[0]), tables[0][0].shape[1]
     y = torch.empty((rows, size))
-    failed = _kernels().assay_embed(
+    failed = kernels().assay_embed(
         *(numbers.buffer_info()[0] for numbers in (at, of, sizes)),
         len(tables),
         rows,
         size,
         weight.data_ptr(),
-        _address(bias),
+        address(bias),
         eps,
         y.data_ptr(),
     )
@@ -258,121 +230,15 @@ def turn(
     assert x.stride(2) == 1
     assert cos.is_contiguous()
     assert sin.is_contiguous()
-    _kernels().assay_turn(
+    kernels().assay_turn(
         x.data_ptr(),
         x.stride(0),
         x.stride(1),
         *x.shape,
-        _address(weight),
+        address(weight),
         eps,
         more,
         cos.data_ptr(),
         sin.data_ptr(),
         cos.shape[1],
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A weight [out_features, in_features] in the layout that vectors of so many lanes multiply with."""
-
-    panels: Tensor
-    in_features: int
-    out_features: int
-    lanes: int
-
-
-def pack(weight: Tensor) -> Packed:
-    """A weight [out_features, in_features], laid out anew."""
-    kernels = _kernels()
-    weight, lanes = weight.contiguous(), kernels.assay_lanes()
-    out_features, in_features = weight.shape
-    panels = torch.empty(-(-out_features // (2 * lanes)) * 2 * lanes * in_features)
-    kernels.assay_pack(lanes, weight.data_ptr(), in_features, out_features, panels.data_ptr())
-    return Packed(panels, in_features, out_features, lanes)
-
-
-def _apart(rows: int, size: int) -> Tensor:
-    """Room for [rows, size], such that neighbouring rows are not cached over each other."""
-    return torch.empty((rows, size)) if size % 1024 else torch.empty((rows, size + 16))[:, :size]
-
-
-def _what_follows(bias: Tensor | None, act: str | None, times: Tensor | None, y: Tensor) -> tuple[int | None, ...]:
-    """A product's last arguments: what follows it, and where it is written to."""
-    assert times is None or times.stride() == y.stride()
-    return _address(bias), _ACTIVATIONS[act], _address(times), y.data_ptr(), y.stride(0)
-
-
-def multiply(x: Tensor, weight: Packed, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
-    """act(x Wᵀ + bias) * times: [rows, in_features] → [rows, out_features]. Raises MemoryError.
-
-    A row's result does not depend on the others, to the last bit.
-    """
-    x = x if x.stride(1) == 1 else x.contiguous()
-    assert x.shape[1] == weight.in_features
-    y = _apart(x.shape[0], weight.out_features)
-    failed = _kernels().assay_multiply(
-        weight.lanes,
-        x.data_ptr(),
-        x.stride(0),
-        x.shape[0],
-        weight.panels.data_ptr(),
-        weight.in_features,
-        weight.out_features,
-        *_what_follows(bias, act, times, y),
-    )
-    if failed:
-        raise MemoryError("a product found no memory for its rows")
-    return y
-
-
-def has_bytes() -> bool:
-    """Whether there is a product of 8-bit integers for this CPU (AVX512-VNNI)."""
-    kernels = library()
-    return kernels is not None and bool(kernels.assay_has_bytes())
-
-
-@dataclass(frozen=True, slots=True)
-class Packed8:
-    """A weight of 8-bit integers in panels, a scale for each of its rows, and what is added to each column."""
-
-    panels: Tensor
-    base: Tensor
-    scale: Tensor
-    in_features: int
-    out_features: int
-
-
-def pack8(whole: Tensor, scale: Tensor) -> Packed8:
-    """Whole numbers [out_features, in_features] and the scale of each row, laid out anew."""
-    whole = whole.contiguous()
-    out_features, in_features = whole.shape
-    columns, wide = -(-out_features // 32) * 32, -(-in_features // 4) * 4
-    panels, base = torch.empty(columns * wide, dtype=torch.int8), torch.empty(columns, dtype=torch.int32)
-    scales = torch.zeros(columns)
-    scales[:out_features] = scale
-    _kernels().assay_pack8(whole.data_ptr(), in_features, out_features, panels.data_ptr(), base.data_ptr())
-    return Packed8(panels, base, scales, in_features, out_features)
-
-
-def multiply8(x: Tensor, weight: Packed8, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
-    """As `multiply`, with each row of x as 8-bit integers and a scale, found as it comes."""
-    x = x if x.stride(1) == 1 else x.contiguous()
-    assert x.shape[1] == weight.in_features
-    wide = -(-weight.in_features // 4) * 4
-    whole = torch.empty((x.shape[0], wide if wide % 1024 else wide + 64), dtype=torch.uint8)
-    scale, y = torch.empty(x.shape[0]), _apart(x.shape[0], weight.out_features)
-    _quantize(x, whole, scale)
-    _kernels().assay_multiply8(
-        whole.data_ptr(),
-        whole.stride(0),
-        scale.data_ptr(),
-        x.shape[0],
-        weight.panels.data_ptr(),
-        weight.base.data_ptr(),
-        weight.scale.data_ptr(),
-        wide,
-        weight.out_features,
-        *_what_follows(bias, act, times, y),
-    )
-    return y

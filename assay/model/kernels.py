@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from assay.model import compiled
+from assay.model import compiled, products
 from assay.model.activation import activation
+from assay.model.room import Room
 
 # Our name of an activation → oneDNN's, which computes it while the product is still in the cache.
 _FUSED = {
@@ -66,13 +67,13 @@ class Panels:
     recurring = False
     alike = True
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None) -> None:
-        self._weight = compiled.pack(weight)
-        self._bias = None if bias is None else bias.clone()
-        self._act = act
+    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None, room: Room) -> None:
+        self.weight = products.pack(weight, room)
+        self.bias = None if bias is None else bias.clone()
+        self.act = act
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        return compiled.multiply(x, self._weight, self._bias, self._act, times)
+        return products.multiply(x, self.weight, self.bias, self.act, times)
 
 
 class Prepacked:
@@ -112,13 +113,13 @@ class Int8:
     recurring = False
     alike = True
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None) -> None:
-        self._weight = compiled.pack8(*_weight_in_8_bits(weight))
+    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None, room: Room) -> None:
+        self._weight = products.pack8(*_weight_in_8_bits(weight), room)
         self._bias = None if bias is None else bias.clone()
         self._act = act
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        return compiled.multiply8(x, self._weight, self._bias, self._act, times)
+        return products.multiply8(x, self._weight, self._bias, self._act, times)
 
 
 class PrepackedInt8:
@@ -135,12 +136,12 @@ class PrepackedInt8:
         self.alike = compiled.supports(weight)  # torch's activations are not
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        whole, scale = compiled.quantize(x) if compiled.supports(x) else _in_8_bits(x)
+        whole, scale = products.quantize(x) if compiled.supports(x) else _in_8_bits(x)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             whole, 1.0, _ZERO, self._weight, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
         if compiled.supports(x):
-            return compiled.finish(y, scale, self._bias, self._act, times)
+            return products.finish(y, scale, self._bias, self._act, times)
         y.mul_(scale)
         if self._bias is not None:
             y.add_(self._bias)
@@ -168,15 +169,16 @@ def _in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.mul(x, scale.reciprocal()).add_(_ZERO + 0.5).to(torch.int16).to(torch.uint8), scale
 
 
-def fastest(weight: Tensor, bias: Tensor | None, act: str | None, int8: bool, alike: bool) -> Kernel | None:
+def fastest(weight: Tensor, bias: Tensor | None, act: str | None, int8: bool, alike: bool, room: Room) -> Kernel | None:
     """The kernel for a weight of this precision on this machine, or None where there is none but the plain one.
 
-    alike: a row's result is to be the same bits among any others, if that can be had.
+    alike: a row's result is to be the same bits among any others, if that can be had. room: for weights in assay's own
+    layouts.
     """
     if int8 and has_onednn(weight.device):
-        return Int8(weight, bias, act) if compiled.has_bytes() else PrepackedInt8(weight, bias, act)
+        return Int8(weight, bias, act, room) if products.has_bytes() else PrepackedInt8(weight, bias, act)
     if compiled.supports(weight):
-        return Panels(weight, bias, act)
+        return Panels(weight, bias, act, room)
     if has_onednn(weight.device) and (
         weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16())
     ):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from assay.model.activation import activation
 from assay.model.kernels import Kernel, Plain, fastest
+from assay.model.room import Room
 
 Make = Callable[[Tensor, Tensor | None, str | None], Kernel | None]
 """(weight, bias, activation) → the kernel that computes with them, or None for the plain one."""
@@ -27,22 +28,29 @@ class Linear(nn.Module):
         self.act = act
         if act is not None:
             activation(act)  # an unknown one is told before anything is loaded
-        self._kernel: Kernel | None = None
+        self.kernel: Kernel | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._kernel is not None:
-            return self._kernel(x)
+        if self.kernel is not None:
+            return self.kernel(x)
         assert self.weight is not None
         return Plain(self.weight, self.bias, self.act)(x)
 
     def prepare(self, make: Make) -> list[Kernel]:
         """Compute with a kernel of this kind from now on. The weights are the kernel's then, and no parameter's."""
         assert self.weight is not None, "it is prepared once"
-        self._kernel = make(self.weight, self.bias, self.act)
-        if self._kernel is None:
+        self.kernel = make(self.weight, self.bias, self.act)
+        if self.kernel is None:
             return []
         self.weight = self.bias = None
-        return [self._kernel]
+        return [self.kernel]
+
+
+class Block(nn.Module):
+    """Several products and what lies between them."""
+
+    def join(self) -> None:
+        """Its products have their kernels now: compute all of it in one call from now on, if those have one."""
 
 
 class GatedLinear(nn.Module):
@@ -93,12 +101,15 @@ def prepare(trunk: nn.Module, head: nn.Module, int8: bool = False, deterministic
     number of rows alike, where there are.
     """
     kernels: list[Kernel] = []
-    plain = False
+    plain, room = False, Room()
     for part, is_int8 in ((trunk, int8), (head, False)):
-        make = partial(fastest, int8=is_int8, alike=deterministic)
+        make = partial(fastest, int8=is_int8, alike=deterministic, room=room)
         for module in part.modules():
             if isinstance(module, Linear | GatedLinear):
                 made = module.prepare(make)
                 kernels += made
                 plain = plain or not made
+        for module in part.modules():
+            if isinstance(module, Block):
+                module.join()
     return Prepared(any(kernel.recurring for kernel in kernels), not plain and all(kernel.alike for kernel in kernels))

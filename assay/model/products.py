@@ -1,0 +1,153 @@
+"""Products by assay's own kernels (assay/csrc), of float32 and of 8-bit integers, and the layouts that they want.
+
+Who calls has made sure that `compiled.supports` says yes. Knows no model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from assay.model import compiled
+from assay.model.compiled import address, kernels
+from assay.model.room import Room
+
+ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3, "silu": 4, "swish": 4, "tanh": 5}
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    rows, size = x.shape
+    whole, scale = torch.empty((rows, size), dtype=torch.uint8), torch.empty((rows, 1))
+    _quantize(x, whole, scale)
+    return whole, scale
+
+
+def _quantize(x: Tensor, whole: Tensor, scale: Tensor) -> None:
+    kernels().assay_quantize(x.data_ptr(), x.stride(0), *x.shape, whole.data_ptr(), whole.stride(0), scale.data_ptr())
+
+
+def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
+    """act(y * scale + bias) * times, in place of y [rows, size]. scale: [rows, 1]."""
+    assert y.is_contiguous()
+    assert times is None or times.is_contiguous()
+    kernels().assay_finish(
+        y.data_ptr(),
+        *y.shape,
+        scale.data_ptr(),
+        address(bias),
+        ACTIVATIONS[act],
+        address(times),
+    )
+    return y
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A weight [out_features, in_features] in the layout that vectors of so many lanes multiply with."""
+
+    panels: Tensor
+    in_features: int
+    out_features: int
+    lanes: int
+
+
+def pack(weight: Tensor, room: Room) -> Packed:
+    """A weight [out_features, in_features], laid out anew."""
+    weight, lanes = weight.contiguous(), kernels().assay_lanes()
+    out_features, in_features = weight.shape
+    panels = room.empty(-(-out_features // (2 * lanes)) * 2 * lanes * in_features, torch.float32)
+    kernels().assay_pack(lanes, weight.data_ptr(), in_features, out_features, panels.data_ptr())
+    return Packed(panels, in_features, out_features, lanes)
+
+
+def apart(size: int) -> int:
+    """Floats from one row of so many to the next, such that neighbours are not cached over each other."""
+    return size if size % 1024 else size + 16
+
+
+def _apart(rows: int, size: int) -> Tensor:
+    """Room for [rows, size], rows so far apart."""
+    return torch.empty((rows, size)) if size % 1024 else torch.empty((rows, apart(size)))[:, :size]
+
+
+def _what_follows(bias: Tensor | None, act: str | None, times: Tensor | None, y: Tensor) -> tuple[int | None, ...]:
+    """A product's last arguments: what follows it, and where it is written to."""
+    assert times is None or times.stride() == y.stride()
+    return address(bias), ACTIVATIONS[act], address(times), y.data_ptr(), y.stride(0)
+
+
+def multiply(x: Tensor, weight: Packed, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
+    """act(x Wᵀ + bias) * times: [rows, in_features] → [rows, out_features]. Raises MemoryError.
+
+    A row's result does not depend on the others, to the last bit.
+    """
+    x = x if x.stride(1) == 1 else x.contiguous()
+    assert x.shape[1] == weight.in_features
+    y = _apart(x.shape[0], weight.out_features)
+    failed = kernels().assay_multiply(
+        weight.lanes,
+        x.data_ptr(),
+        x.stride(0),
+        x.shape[0],
+        weight.panels.data_ptr(),
+        weight.in_features,
+        weight.out_features,
+        *_what_follows(bias, act, times, y),
+    )
+    if failed:
+        raise MemoryError("a product found no memory for its rows")
+    return y
+
+
+def has_bytes() -> bool:
+    """Whether there is a product of 8-bit integers for this CPU (AVX512-VNNI)."""
+    loaded = compiled.library()
+    return loaded is not None and bool(loaded.assay_has_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Packed8:
+    """A weight of 8-bit integers in panels, a scale for each of its rows, and what is added to each column."""
+
+    panels: Tensor
+    base: Tensor
+    scale: Tensor
+    in_features: int
+    out_features: int
+
+
+def pack8(whole: Tensor, scale: Tensor, room: Room) -> Packed8:
+    """Whole numbers [out_features, in_features] and the scale of each row, laid out anew."""
+    whole = whole.contiguous()
+    out_features, in_features = whole.shape
+    columns, wide = -(-out_features // 32) * 32, -(-in_features // 4) * 4
+    panels, base = room.empty(columns * wide, torch.int8), torch.empty(columns, dtype=torch.int32)
+    scales = torch.zeros(columns)
+    scales[:out_features] = scale
+    kernels().assay_pack8(whole.data_ptr(), in_features, out_features, panels.data_ptr(), base.data_ptr())
+    return Packed8(panels, base, scales, in_features, out_features)
+
+
+def multiply8(x: Tensor, weight: Packed8, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
+    """As `multiply`, with each row of x as 8-bit integers and a scale, found as it comes."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    assert x.shape[1] == weight.in_features
+    wide = -(-weight.in_features // 4) * 4
+    whole = torch.empty((x.shape[0], wide if wide % 1024 else wide + 64), dtype=torch.uint8)
+    scale, y = torch.empty(x.shape[0]), _apart(x.shape[0], weight.out_features)
+    _quantize(x, whole, scale)
+    kernels().assay_multiply8(
+        whole.data_ptr(),
+        whole.stride(0),
+        scale.data_ptr(),
+        x.shape[0],
+        weight.panels.data_ptr(),
+        weight.base.data_ptr(),
+        weight.scale.data_ptr(),
+        wide,
+        weight.out_features,
+        *_what_follows(bias, act, times, y),
+    )
+    return y

@@ -1,0 +1,80 @@
+"""A layer in one call against the same products, norms and attention one by one: the same bits."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from assay.model.batch import PackedBatch, Rows, pack
+from assay.model.bert import BertConfig, BertLayer
+from assay.model.kernels import Panels, Plain
+from assay.model.linear import Linear
+from assay.model.room import Room
+from assay.sequence import Sequence
+
+pytestmark = pytest.mark.usefixtures("vectors")
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "odd": {"hidden_size": 35, "num_attention_heads": 5, "intermediate_size": 71},
+    "narrow mlp": {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 7, "hidden_act": "relu"},
+    "rows a multiple of 4,096 bytes": {"hidden_size": 1024, "num_attention_heads": 8, "intermediate_size": 2048},
+}
+LENGTHS = ((1,), (16,), (1, 1, 2, 9), (3, 3, 3, 130))
+
+
+@pytest.fixture(autouse=True)
+def _own(vectors: int) -> None:
+    if not vectors:
+        pytest.skip("nothing to compare")
+
+
+def layer_of(shape: dict[str, Any]) -> BertLayer:
+    torch.manual_seed(0)
+    layer = BertLayer(BertConfig(vocab_size=1, num_hidden_layers=1, max_position_embeddings=512, **shape))
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    room = Room()
+    for module in layer.modules():
+        if isinstance(module, Linear):
+            module.prepare(partial(Panels, room=room))
+    return layer
+
+
+def batch_of(lengths: tuple[int, ...]) -> PackedBatch:
+    return pack([Sequence([1] * length) for length in lengths])
+
+
+@pytest.mark.parametrize("rows", [None, "first", "last"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_same_bits(shape: str, rows: Rows | None) -> None:
+    layer = layer_of(SHAPES[shape])
+    for lengths in LENGTHS:
+        batch = batch_of(lengths)
+        x = torch.randn(batch.num_tokens, SHAPES[shape]["hidden_size"])
+        wide = torch.cat([x, x], dim=1)[:, : x.shape[1]]
+        layer.joined = None
+        expected = layer(x, batch, rows)
+        layer.join()
+        assert layer.joined is not None
+        for given in (x, wide):
+            assert torch.equal(layer(given, batch, rows), expected)
+
+
+def test_what_it_computes_with_may_be_given_other_places() -> None:
+    """As the loader does with what is mapped from a file, once products are prepared."""
+    layer, batch = layer_of(SHAPES["odd"]), batch_of((9,))
+    x = torch.randn(9, 35)
+    layer.join()
+    expected = layer(x, batch)
+    for parameter in layer.parameters():
+        parameter.data.zero_()
+        parameter.data = torch.ones(parameter.shape)
+    assert torch.equal(layer(x, batch), expected)
+
+
+def test_only_where_all_products_are_our_own() -> None:
+    layer = layer_of(SHAPES["odd"])
+    layer.mlp.down.kernel = Plain(torch.zeros(35, 71), None)
+    layer.join()
+    assert layer.joined is None
