@@ -4,6 +4,7 @@ With few tokens, Python between the products takes as long as they do: the weigh
 caches. Knows no checkpoint.
 """
 
+import threading
 from array import array
 from collections.abc import Sequence as Seq
 from itertools import chain
@@ -19,10 +20,25 @@ from assay.model.kernels import Kernel, Panels
 from assay.model.products import ACTIVATIONS, apart
 
 _WHICH: dict[Rows | None, int] = {None: 0, "first": 1, "last": 2}
+_KEPT = 16 << 20  # floats
+_of_thread = threading.local()
 
 
 Products = tuple[Panels, Panels, Panels, Panels]
 """qkv, attn_out, up, down."""
+
+
+def _room(size: int) -> Tensor:
+    """Of so many floats or more, for one call: the thread's own, since what is freed goes back to the system, and comes
+    again page by page.
+    """
+    kept: Tensor | None = getattr(_of_thread, "room", None)
+    if kept is not None and len(kept) >= size:
+        return kept
+    room = torch.empty(size)
+    if size <= _KEPT:
+        _of_thread.room = room
+    return room
 
 
 class Layer:
@@ -76,7 +92,7 @@ class Layer:
         x = x.contiguous()
         tokens = x.shape[0]
         flat = array("q", chain.from_iterable(spans(batch, rows)))
-        room = torch.empty(tokens * self._room)
+        room = _room(tokens * self._room)
         y = torch.empty((tokens if rows is None else batch.num_seqs, self._hidden))
         failed = kernels.assay_layer(
             self._lanes,
