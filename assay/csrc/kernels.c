@@ -278,7 +278,7 @@ struct cut {
 
 static struct cut cut_up(int64_t rows, int64_t out, int64_t wide) {
     int64_t panels = (out + wide - 1) / wide, size = smaller(rows, CHUNK), chunks = (rows + size - 1) / size;
-    return (struct cut){panels, size, chunks, smaller(panels, larger(1, 8 * omp_get_max_threads() / chunks))};
+    return (struct cut){panels, size, chunks, smaller(panels, larger(1, 32 * omp_get_max_threads() / chunks))};
 }
 
 /* Of the part i: its first row, how many, and from and to which panel. */
