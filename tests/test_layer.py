@@ -1,14 +1,16 @@
 """A layer in one call against the same products, norms and attention one by one: the same bits."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from assay.model import products
 from assay.model.batch import PackedBatch, Rows, pack
 from assay.model.bert import BertConfig, BertLayer
-from assay.model.kernels import Panels, Plain
+from assay.model.kernels import Int8, Panels, Plain
 from assay.model.linear import Linear
 from assay.model.room import Room
 from assay.sequence import Sequence
@@ -20,16 +22,27 @@ SHAPES: dict[str, dict[str, Any]] = {
     "narrow mlp": {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 7, "hidden_act": "relu"},
     "rows a multiple of 4,096 bytes": {"hidden_size": 1024, "num_attention_heads": 8, "intermediate_size": 2048},
 }
-LENGTHS = ((1,), (16,), (1, 1, 2, 9), (3, 3, 3, 130))
+LENGTHS = (
+    (1,),
+    (16,),
+    (1, 1, 2, 9),
+    (3, 3, 3, 130),
+    (8, 130, 300),
+)  # the last in parts, by as many threads as there are
 
 
 @pytest.fixture(autouse=True)
-def _own(vectors: int) -> None:
+def _own(vectors: int) -> Iterator[None]:
+    """With as many threads as the longest batch has parts enough for."""
     if not vectors:
         pytest.skip("nothing to compare")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
-def layer_of(shape: dict[str, Any]) -> BertLayer:
+def layer_of(shape: dict[str, Any], kind: type[Panels | Int8] = Panels) -> BertLayer:
     torch.manual_seed(0)
     layer = BertLayer(BertConfig(vocab_size=1, num_hidden_layers=1, max_position_embeddings=512, **shape))
     for parameter in layer.parameters():
@@ -37,7 +50,7 @@ def layer_of(shape: dict[str, Any]) -> BertLayer:
     room = Room()
     for module in layer.modules():
         if isinstance(module, Linear):
-            module.prepare(partial(Panels, room=room))
+            module.prepare(partial(kind, room=room))
     return layer
 
 
@@ -45,10 +58,13 @@ def batch_of(lengths: tuple[int, ...]) -> PackedBatch:
     return pack([Sequence([1] * length) for length in lengths])
 
 
+@pytest.mark.parametrize("kind", [Panels, Int8])
 @pytest.mark.parametrize("rows", [None, "first", "last"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_same_bits(shape: str, rows: Rows | None) -> None:
-    layer = layer_of(SHAPES[shape])
+def test_the_same_bits(shape: str, rows: Rows | None, kind: type[Panels | Int8]) -> None:
+    if kind is Int8 and not products.has_bytes():
+        pytest.skip("no product of 8-bit integers in this width")
+    layer = layer_of(SHAPES[shape], kind)
     for lengths in LENGTHS:
         batch = batch_of(lengths)
         x = torch.randn(batch.num_tokens, SHAPES[shape]["hidden_size"])

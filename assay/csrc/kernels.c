@@ -16,6 +16,7 @@ enum { ALL, FIRST, LAST };
 enum { QUERIES = 128 }; /* of a part of attention */
 enum { BLOCK = 384 };   /* columns of a product that are summed by themselves */
 enum { CHUNK = 96 };    /* rows of a part of a product */
+enum { LAYER_ROWS = 48 }; /* rows of a part of a layer */
 
 /* q: [tokens, heads, dim], or [sequences, heads, dim] where one query of each asks; k, v: [tokens, kv_heads, dim].
    A token's floats lie q_row, k_row, v_row apart; out: as q, without gaps. A query sees the keys from `left` before its
@@ -317,42 +318,6 @@ int assay_multiply(int lanes, const float *x, int64_t x_row, int64_t rows, const
     return failed;
 }
 
-/* Floats from one row of a matrix to the next, such that neighbours are not cached over each other. */
-static int64_t apart(int64_t size) { return size % 1024 ? size : size + 16; }
-
-/* One layer of an encoder, each sum followed by its norm, in one call: for few tokens, calls take as long as products.
-   x [tokens, hidden] → y [tokens, hidden], or [count, hidden] unless ALL ask. Weights are packed; of each, the bias
-   comes next. room: tokens * (apart(hidden) + the larger of apart(3 * hidden) and apart(wide)) floats. Everything else,
-   and what is returned, is as in assay_attend and assay_multiply. */
-int assay_layer(int lanes, const float *x, int64_t tokens, int64_t hidden, int64_t heads, const float *qkv,
-                const float *qkv_bias, const float *attn_out, const float *attn_out_bias, const float *attn_norm,
-                const float *attn_norm_bias, float attn_eps, const float *up, const float *up_bias, int64_t wide, int act,
-                const float *down, const float *down_bias, const float *mlp_norm, const float *mlp_norm_bias,
-                float mlp_eps, float scale, const int64_t *spans, int64_t count, int which, float *room, float *y) {
-    int64_t row = apart(hidden), all_row = apart(3 * hidden), wide_row = apart(wide), asked = which == ALL ? tokens : count;
-    int64_t far = INT64_MAX / 4, dim = hidden / heads;
-    float *narrow = room, *all = room + tokens * row; /* q, k and v; then whatever a product or the MLP makes */
-    if (assay_multiply(lanes, x, hidden, tokens, qkv, hidden, 3 * hidden, qkv_bias, NONE, 0, all, all_row)) return 1;
-    const float *before = x;
-    if (which != ALL) {
-        for (int64_t s = 0; s < count; s++) { /* no sequence begins ahead of its number */
-            int64_t token = spans[4 * s] + (which == FIRST ? 0 : spans[4 * s + 1] - 1);
-            memmove(all + s * all_row, all + token * all_row, 4 * hidden);
-            memcpy(y + s * hidden, x + token * hidden, 4 * hidden);
-        }
-        before = y;
-    }
-    if (assay_attend(all, all + hidden, all + 2 * hidden, narrow, all_row, all_row, all_row, heads, heads, dim, spans, count,
-                     which, scale, 0.0f, far, far, 0, 0, 0))
-        return 1;
-    if (assay_multiply(lanes, narrow, hidden, asked, attn_out, hidden, hidden, attn_out_bias, NONE, 0, all, row)) return 1;
-    assay_normalize_sum((float *)before, hidden, all, row, asked, hidden, 1, attn_norm, attn_norm_bias, attn_eps, 0.0f, 0, y);
-    if (assay_multiply(lanes, y, hidden, asked, up, hidden, wide, up_bias, act, 0, all, wide_row)) return 1;
-    if (assay_multiply(lanes, all, wide_row, asked, down, wide, hidden, down_bias, NONE, 0, narrow, row)) return 1;
-    assay_normalize_sum(y, hidden, narrow, row, asked, hidden, 1, mlp_norm, mlp_norm_bias, mlp_eps, 0.0f, 0, y);
-    return 0;
-}
-
 /* As assay_pack, of whole numbers: in, rounded up to a multiple of 4, times out bytes. base: an int32 for each column, out
    rounded up. */
 void assay_pack8(const int8_t *weight, int64_t in, int64_t out, int8_t *packed, int32_t *base) {
@@ -375,4 +340,121 @@ void assay_multiply8(const uint8_t *x, int64_t x_row, const float *row_scale, in
         struct piece piece = piece_of(cut, rows, i);
         multiply8_part_16(&p, piece.first, piece.count, piece.from, piece.to);
     }
+}
+
+/* Floats, or bytes, from one row of a matrix to the next, such that neighbours are not cached over each other. */
+static int64_t apart(int64_t size) { return size % 1024 ? size : size + 16; }
+static int64_t apart8(int64_t size) { return size % 1024 ? size : size + 64; }
+
+/* y = act(x Wᵀ + bias), with W packed by assay_pack or, where there is a base, by assay_pack8. */
+struct linear {
+    const void *weight;
+    const int32_t *base;
+    const float *scale, *bias;
+    int64_t in, out, act;
+};
+
+/* Of `rows` rows, by all threads, or by the one that calls. whole, scales: room for the rows as whole numbers; copy: for the
+   rows themselves, where their places would be cached over each other. */
+static int multiply_all(int lanes, const struct linear *w, const float *x, int64_t x_row, int64_t rows, float *y,
+                        int64_t y_row, uint8_t *whole, float *scales) {
+    int64_t wide = (w->in + 3) / 4 * 4;
+    if (!w->base)
+        return assay_multiply(lanes, x, x_row, rows, w->weight, w->in, w->out, w->bias, w->act, 0, y, y_row);
+    assay_quantize(x, x_row, rows, w->in, whole, apart8(wide), scales);
+    assay_multiply8(whole, apart8(wide), scales, rows, w->weight, w->base, w->scale, wide, w->out, w->bias, w->act, 0, y,
+                    y_row);
+    return 0;
+}
+
+static void multiply_here(int lanes, const struct linear *w, const float *x, int64_t x_row, int64_t rows, float *y,
+                          int64_t y_row, uint8_t *whole, float *scales, float *copy) {
+    int64_t panels = (w->out + 2 * lanes - 1) / (2 * lanes), wide = (w->in + 3) / 4 * 4;
+    if (!w->base) {
+        struct product p = {x, w->weight, w->bias, 0, y, x_row, y_row, w->in, w->out, w->act};
+        IN_WIDTH(multiply_part, &p, 0, rows, 0, panels, x_row % 1024 ? 0 : copy);
+        return;
+    }
+    for (int64_t r = 0; r < rows; r++)
+        IN_WIDTH(quantize_row, x + r * x_row, w->in, whole + r * apart8(wide), scales + r);
+    struct product8 p = {whole, w->weight, w->base, scales, w->scale, w->bias, 0, y, apart8(wide), y_row, wide, w->out, w->act};
+    multiply8_part_16(&p, 0, rows, 0, panels);
+}
+
+/* The norm behind a sum: its weight and bias [hidden]. */
+struct norm {
+    const float *weight, *bias;
+    float eps;
+};
+
+static void norm_sums(const struct norm *n, const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows,
+                      int64_t size, float *y) {
+    assay_normalize_sum((float *)a, a_row, b, b_row, rows, size, 1, n->weight, n->bias, n->eps, 0.0f, 0, y);
+}
+
+static void norm_sum(const struct norm *n, const float *a, const float *b, int64_t size, float *y) {
+    IN_WIDTH(normalize_sum_row, a, b, size, 1, n->weight, n->bias, n->eps, 0.0f, y, y);
+}
+
+/* One layer of an encoder, each sum followed by its norm, in one call: for few tokens, calls take as long as products, and
+   for many, what is behind attention stays in a core's cache for some rows at a time.
+   x [tokens, hidden] → y [tokens, hidden], or [count, hidden] unless ALL ask. products: qkv, attention's, the MLP's two.
+   norms: behind attention and behind the MLP. room: for each token, apart(hidden) + the larger of apart(3 * hidden) and
+   apart(wide) floats, and, for whole numbers, one more and apart8 of the larger of hidden and wide bytes. Everything
+   else, and what is returned, is as in assay_attend and assay_multiply. */
+int assay_layer(int lanes, const float *x, int64_t tokens, int64_t heads, const struct linear *products,
+                const struct norm *norms, float scale, const int64_t *spans, int64_t count, int which, float *room, float *y) {
+    const struct linear *qkv = products, *attn_out = products + 1, *up = products + 2, *down = products + 3;
+    int64_t hidden = qkv->in, wide = up->out, row = apart(hidden), all_row = apart(3 * hidden), wide_row = apart(wide);
+    int64_t asked = which == ALL ? tokens : count, far = INT64_MAX / 4, whole_row = apart8((larger(hidden, wide) + 3) / 4 * 4);
+    float *narrow = room, *all = narrow + tokens * row; /* q, k and v; then whatever a product or the MLP makes */
+    float *scales = all + tokens * larger(all_row, wide_row);
+    uint8_t *whole = (uint8_t *)(scales + tokens);
+    if (multiply_all(lanes, qkv, x, hidden, tokens, all, all_row, whole, scales)) return 1;
+    const float *before = x;
+    if (which != ALL) {
+        for (int64_t s = 0; s < count; s++) { /* no sequence begins ahead of its number */
+            int64_t token = spans[4 * s] + (which == FIRST ? 0 : spans[4 * s + 1] - 1);
+            memmove(all + s * all_row, all + token * all_row, 4 * hidden);
+            memcpy(y + s * hidden, x + token * hidden, 4 * hidden);
+        }
+        before = y;
+    }
+    if (assay_attend(all, all + hidden, all + 2 * hidden, narrow, all_row, all_row, all_row, heads, heads, hidden / heads,
+                     spans, count, which, scale, 0.0f, far, far, 0, 0, 0))
+        return 1;
+    int64_t parts = (asked + LAYER_ROWS - 1) / LAYER_ROWS;
+    if (parts < 4 * omp_get_max_threads()) {
+        if (multiply_all(lanes, attn_out, narrow, hidden, asked, all, row, whole, scales)) return 1;
+        norm_sums(norms, before, hidden, all, row, asked, hidden, y);
+        if (multiply_all(lanes, up, y, hidden, asked, all, wide_row, whole, scales)) return 1;
+        if (multiply_all(lanes, down, all, wide_row, asked, narrow, row, whole, scales)) return 1;
+        norm_sums(norms + 1, y, hidden, narrow, row, asked, hidden, y);
+        return 0;
+    }
+    int failed = 0;
+#pragma omp parallel
+    {
+        int64_t inner_row = larger(row, wide_row);
+        float *sums = malloc(LAYER_ROWS * (4 * (2 * row + inner_row + 1) + whole_row)), *normed = sums + LAYER_ROWS * row;
+        float *inner = normed + LAYER_ROWS * row, *own_scales = inner + LAYER_ROWS * inner_row;
+        uint8_t *own = (uint8_t *)(own_scales + LAYER_ROWS);
+        if (!sums)
+#pragma omp atomic write
+            failed = 1;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < parts; i++) {
+            if (!sums) continue;
+            int64_t first = asked * i / parts, rows = asked * (i + 1) / parts - first;
+            const float *from = before + first * hidden;
+            multiply_here(lanes, attn_out, narrow + first * hidden, hidden, rows, sums, row, own, own_scales, inner);
+            for (int64_t r = 0; r < rows; r++) norm_sum(norms, from + r * hidden, sums + r * row, hidden, normed + r * row);
+            multiply_here(lanes, up, normed, row, rows, inner, wide_row, own, own_scales, 0);
+            multiply_here(lanes, down, inner, wide_row, rows, sums, row, own, own_scales, 0);
+            for (int64_t r = 0; r < rows; r++)
+                norm_sum(norms + 1, normed + r * row, sums + r * row, hidden, y + (first + r) * hidden);
+        }
+        free(sums);
+    }
+    return failed;
 }

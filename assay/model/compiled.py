@@ -37,7 +37,7 @@ _SIGNATURES = {
     "assay_turn": ("p nn nnn p ff pp n", "-"),
     "assay_pack": ("i p nn p", "-"),
     "assay_multiply": ("i pnn pnn p i p pn", "i"),
-    "assay_layer": ("i p nnn pp pp pp f pp ni pp pp f f pni pp", "i"),
+    "assay_layer": ("i p nn pp f pni pp", "i"),
     "assay_quantize": ("p nnn pn p", "-"),
     "assay_finish": ("p nn pp i p", "-"),
     "assay_pack8": ("p nn pp", "-"),

@@ -114,12 +114,12 @@ class Int8:
     alike = True
 
     def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None, room: Room) -> None:
-        self._weight = products.pack8(*_weight_in_8_bits(weight), room)
-        self._bias = None if bias is None else bias.clone()
-        self._act = act
+        self.weight = products.pack8(*_weight_in_8_bits(weight), room)
+        self.bias = None if bias is None else bias.clone()
+        self.act = act
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        return products.multiply8(x, self._weight, self._bias, self._act, times)
+        return products.multiply8(x, self.weight, self.bias, self.act, times)
 
 
 class PrepackedInt8:

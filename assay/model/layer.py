@@ -4,6 +4,7 @@ With few tokens, Python between the products takes as long as they do: the weigh
 caches. Knows no checkpoint.
 """
 
+import ctypes
 import threading
 from array import array
 from collections.abc import Sequence as Seq
@@ -16,15 +17,31 @@ from torch import Tensor, nn
 from assay.model import compiled
 from assay.model.attention import spans
 from assay.model.batch import PackedBatch, Rows
-from assay.model.kernels import Kernel, Panels
-from assay.model.products import ACTIVATIONS, apart
+from assay.model.compiled import WIDEST
+from assay.model.kernels import Int8, Kernel, Panels
+from assay.model.products import ACTIVATIONS, Packed8, apart
 
 _WHICH: dict[Rows | None, int] = {None: 0, "first": 1, "last": 2}
 _KEPT = 16 << 20  # floats
 _of_thread = threading.local()
 
 
-Products = tuple[Panels, Panels, Panels, Panels]
+class _Linear(ctypes.Structure):
+    """struct linear in kernels.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "base", "scale", "bias")),
+        *((name, ctypes.c_int64) for name in ("in_features", "out_features", "act")),
+    )
+
+
+class _Norm(ctypes.Structure):
+    """struct norm in kernels.c."""
+
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_float))
+
+
+Products = tuple[Panels | Int8, ...]
 """qkv, attn_out, up, down."""
 
 
@@ -49,15 +66,15 @@ class Layer:
     def __init__(
         self, products: Products, attn_norm: nn.LayerNorm, mlp_norm: nn.LayerNorm, heads: int, scale: float
     ) -> None:
-        qkv, attn_out, up, down = products
         self._own: list[Tensor] = []  # what lies at the addresses
-        self._lanes, self._hidden, wide = qkv.weight.lanes, qkv.weight.in_features, up.weight.out_features
+        self._hidden, wide = products[0].weight.in_features, products[2].weight.out_features
+        self._lanes = products[0].weight.lanes if isinstance(products[0], Panels) else WIDEST
+        self._heads, self._scale = heads, scale
         self._room = apart(self._hidden) + max(apart(3 * self._hidden), apart(wide))
-        self._constant = (
-            *(self._hidden, heads, *self._product(qkv), *self._product(attn_out), *self._norm(attn_norm)),
-            *(*self._product(up), wide, ACTIVATIONS[up.act], *self._product(down), *self._norm(mlp_norm)),
-            scale,
-        )
+        if isinstance(products[0], Int8):
+            self._room += 1 + -(-max(self._hidden, wide) // 4) + 16
+        self._products = (_Linear * 4)(*map(self._linear, products))
+        self._norms = (_Norm * 2)(self._norm(attn_norm), self._norm(mlp_norm))
 
     @classmethod
     def of(
@@ -68,17 +85,23 @@ class Layer:
         heads: int,
         scale: float,
     ) -> Self | None:
-        """Of the products qkv, attn_out, up and down; None where not all of them are assay's own in float32."""
-        own = tuple(product for product in products if isinstance(product, Panels))
-        return cls(own, attn_norm, mlp_norm, heads, scale) if len(own) == 4 else None
+        """Of the products qkv, attn_out, up and down; None where not all of them are assay's own, of one kind."""
+        for kind in (Panels, Int8):
+            own = tuple(product for product in products if isinstance(product, kind))
+            if len(own) == 4:
+                return cls(own, attn_norm, mlp_norm, heads, scale)
+        return None
 
-    def _product(self, product: Panels) -> tuple[int | None, ...]:
-        return self._address(product.weight.panels), self._address(product.bias)
+    def _linear(self, product: Panels | Int8) -> _Linear:
+        weight = product.weight
+        whole = (weight.base, weight.scale) if isinstance(weight, Packed8) else (None, None)
+        addresses = map(self._address, (weight.panels, *whole, product.bias))
+        return _Linear(*addresses, weight.in_features, weight.out_features, ACTIVATIONS[product.act])
 
-    def _norm(self, norm: nn.LayerNorm) -> tuple[int | float | None, ...]:
+    def _norm(self, norm: nn.LayerNorm) -> _Norm:
         """Of copies: parameters may yet be given other places."""
         bias = None if norm.bias is None else norm.bias.clone()
-        return self._address(norm.weight.clone()), self._address(bias), norm.eps
+        return _Norm(self._address(norm.weight.clone()), self._address(bias), norm.eps)
 
     def _address(self, x: Tensor | None) -> int | None:
         if x is None:
@@ -98,7 +121,10 @@ class Layer:
             self._lanes,
             x.data_ptr(),
             tokens,
-            *self._constant,
+            self._heads,
+            self._products,
+            self._norms,
+            self._scale,
             flat.buffer_info()[0],
             len(flat) // 4,
             _WHICH[rows],
