@@ -22,13 +22,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "narrow mlp": {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 7, "hidden_act": "relu"},
     "rows a multiple of 4,096 bytes": {"hidden_size": 1024, "num_attention_heads": 8, "intermediate_size": 2048},
 }
-LENGTHS = (
-    (1,),
-    (16,),
-    (1, 1, 2, 9),
-    (3, 3, 3, 130),
-    (8, 130, 300),
-)  # the last in parts, by as many threads as there are
+LENGTHS = ((1,), (16,), (1, 1, 2, 9), (3, 3, 3, 130), (8, 130, 300))
 
 
 @pytest.fixture(autouse=True)
