@@ -21,6 +21,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd": {"hidden_size": 35, "num_attention_heads": 5, "intermediate_size": 71},
     "narrow mlp": {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 7, "hidden_act": "relu"},
     "rows a multiple of 4,096 bytes": {"hidden_size": 1024, "num_attention_heads": 8, "intermediate_size": 2048},
+    "rows whose room is larger than a wider one's": {
+        "hidden_size": 1024,
+        "num_attention_heads": 8,
+        "intermediate_size": 1030,
+    },
 }
 LENGTHS = ((1,), (16,), (1, 1, 2, 9), (3, 3, 3, 130), (8, 130, 300))
 

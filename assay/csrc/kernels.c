@@ -1,4 +1,5 @@
-/* What models compute on a CPU: products of float32 and of 8-bit integers, attention over a packed batch, norms, rotations.
+/* What models compute on a CPU: products of float32 and of 8-bit integers, attention over a packed batch, norms, rotations,
+   embeddings, and whole layers of these.
 
    Plain C, called with addresses (model/compiled.py); no Python, no torch. One set of kernels for each width of vectors, taken
    by what the CPU has. Threads are OpenMP's, which are torch's own: its libgomp is in the process before this is. */
@@ -400,13 +401,13 @@ static void norm_sum(const struct norm *n, const float *a, const float *b, int64
    for many, what is behind attention stays in a core's cache for some rows at a time.
    x [tokens, hidden] → y [tokens, hidden], or [count, hidden] unless ALL ask. products: qkv, attention's, the MLP's two.
    norms: behind attention and behind the MLP. room: for each token, apart(hidden) + the larger of apart(3 * hidden) and
-   apart(wide) floats, and, for whole numbers, one more and apart8 of the larger of hidden and wide bytes. Everything
-   else, and what is returned, is as in assay_attend and assay_multiply. */
+   apart(wide) floats, and, for whole numbers, one more and 68 bytes more than the larger of hidden and wide, which is as much
+   as either takes. Everything else, and what is returned, is as in assay_attend and assay_multiply. */
 int assay_layer(int lanes, const float *x, int64_t tokens, int64_t heads, const struct linear *products,
                 const struct norm *norms, float scale, const int64_t *spans, int64_t count, int which, float *room, float *y) {
     const struct linear *qkv = products, *attn_out = products + 1, *up = products + 2, *down = products + 3;
     int64_t hidden = qkv->in, wide = up->out, row = apart(hidden), all_row = apart(3 * hidden), wide_row = apart(wide);
-    int64_t asked = which == ALL ? tokens : count, far = INT64_MAX / 4, whole_row = apart8((larger(hidden, wide) + 3) / 4 * 4);
+    int64_t asked = which == ALL ? tokens : count, far = INT64_MAX / 4, whole_row = larger(hidden, wide) + 68;
     float *narrow = room, *all = narrow + tokens * row; /* q, k and v; then whatever a product or the MLP makes */
     float *scales = all + tokens * larger(all_row, wide_row);
     uint8_t *whole = (uint8_t *)(scales + tokens);

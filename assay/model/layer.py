@@ -72,7 +72,7 @@ class Layer:
         self._heads, self._scale = heads, scale
         self._room = apart(self._hidden) + max(apart(3 * self._hidden), apart(wide))
         if isinstance(products[0], Int8):
-            self._room += 1 + -(-max(self._hidden, wide) // 4) + 16
+            self._room += 1 + -(-(max(self._hidden, wide) + 68) // 4)
         self._products = (_Linear * 4)(*map(self._linear, products))
         self._norms = (_Norm * 2)(self._norm(attn_norm), self._norm(mlp_norm))
 
