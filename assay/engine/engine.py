@@ -29,6 +29,7 @@ from assay.engine.windows import Combination, combined
 from assay.engine.worker import Worker
 from assay.errors import AssayError, DeadlineError, InternalError, RequestError, UnavailableError
 from assay.metrics import Metrics, ModelMetrics
+from assay.model.memory import give_back_freed_memory
 from assay.model.registry import LoadedModel
 from assay.sequence import ChatPrompt, Options, Prediction, Prompt, Sequence
 
@@ -114,6 +115,7 @@ class Engine:
     @classmethod
     def _load(cls, config: EngineConfig, metrics: Metrics | None) -> Self:
         model, encoder, max_model_len = load(config)
+        give_back_freed_memory()
         engine = cls(config, model, encoder, max_model_len, (metrics or Metrics()).of(config.served_name))
         engine._worker.runner.warm_up()
         return engine

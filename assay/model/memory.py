@@ -15,10 +15,22 @@ def keep_freed_memory() -> None:
     (docs/performance.md). A thread's own arena gives back whole parts of it whatever it is told, so all threads share
     one. To be called before there are any, by whoever owns the process. Only where the C library is glibc.
     """
-    if sys.platform != "linux":
-        return
-    process = ctypes.CDLL(None)
-    if hasattr(process, "gnu_get_libc_version"):
+    process = _glibc()
+    if process is not None:
         process.mallopt(_ARENAS, 1)
         process.mallopt(_MMAP, _LARGEST)
         process.mallopt(_TRIM, _KEPT)
+
+
+def give_back_freed_memory() -> None:
+    """Give back what is free at this moment: what loading a model has held, of which no batch needs as much."""
+    process = _glibc()
+    if process is not None:
+        process.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    process = ctypes.CDLL(None)
+    return process if hasattr(process, "gnu_get_libc_version") else None
