@@ -20,7 +20,7 @@ Which = Literal["all", "first", "last"]
 """Which tokens of a sequence ask."""
 
 _log = logging.getLogger("assay.model")
-_WHICH: dict[Which, int] = {"all": 0, "first": 1, "last": 2}
+WHICH: dict[Which, int] = {"all": 0, "first": 1, "last": 2}
 WIDEST = 16  # floats of a vector
 MARGIN = 32  # columns of no meaning to either side of a table by distance, which vectors reach into
 _ANYWHERE = 1 << 40  # further than any sequence is long
@@ -123,7 +123,7 @@ def attend(
         q.shape[2],
         flat.buffer_info()[0],
         len(flat) // 4,
-        _WHICH[which],
+        WHICH[which],
         scale,
         softcap or 0.0,
         _ANYWHERE if left is None else left,

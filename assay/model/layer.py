@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from assay.model import compiled
 from assay.model.attention import spans
 from assay.model.batch import PackedBatch, Rows
-from assay.model.compiled import WIDEST
+from assay.model.compiled import WHICH, WIDEST
 from assay.model.kernels import Int8, Kernel, Panels
 from assay.model.products import ACTIVATIONS, Packed8, apart
 
-_WHICH: dict[Rows | None, int] = {None: 0, "first": 1, "last": 2}
 _KEPT = 16 << 20  # floats
 _of_thread = threading.local()
 
@@ -127,7 +126,7 @@ class Layer:
             self._scale,
             flat.buffer_info()[0],
             len(flat) // 4,
-            _WHICH[rows],
+            WHICH[rows or "all"],
             room.data_ptr(),
             y.data_ptr(),
         )
