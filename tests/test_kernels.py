@@ -11,7 +11,7 @@ from assay.model import compiled, products
 from assay.model.activation import ACTIVATIONS
 from assay.model.batch import pack
 from assay.model.kernels import Int8, Kernel, Panels, Plain, Prepacked, PrepackedInt8, fastest, has_bfloat16, has_onednn
-from assay.model.linear import GatedLinear, Linear, Prepared, prepare
+from assay.model.linear import GatedLinear, Linear, Preparation, Prepared
 from assay.model.registry import LoadedModel, load_model
 from assay.model.room import Room
 from assay.sequence import Sequence
@@ -169,6 +169,12 @@ def test_weights_are_held_once(tmp_path: Path) -> None:
     assert any("qkv" in name for name, _ in load_plain(tmp_path).module.named_parameters())
 
 
+def prepared(layer: Linear | GatedLinear) -> Prepared:
+    preparation = Preparation()
+    preparation.take("trunk", layer)
+    return preparation.end(layer)
+
+
 def test_what_cannot_be_prepacked_stays_plain() -> None:
     half = torch.ones(4, 4, dtype=torch.float16)
     for weight in (half, torch.ones(4, 4, device="meta"), torch.ones(4, 4, dtype=torch.bfloat16)):
@@ -176,7 +182,7 @@ def test_what_cannot_be_prepacked_stays_plain() -> None:
         assert isinstance(kernel, Prepacked) is (weight.dtype == torch.bfloat16 and has_bfloat16())
     layer = Linear(4, 4)
     layer.weight = torch.nn.Parameter(half, requires_grad=False)
-    assert prepare(torch.nn.Sequential(layer), torch.nn.Identity()) == Prepared(recurring=False, alike=False)
+    assert prepared(layer) == Prepared(recurring=False, alike=False)
     assert layer.weight is not None
 
 
@@ -189,7 +195,7 @@ def test_gated_linear_before_and_after() -> None:
     gate, up = (x @ weight.T + bias).chunk(2, dim=-1)
     expected = torch.nn.functional.silu(gate) * up
     assert float((layer(x) - expected).abs().max()) <= ROUNDING
-    assert prepare(layer, torch.nn.Identity()).alike is (compiled.library() is not None)
+    assert prepared(layer).alike is (compiled.library() is not None)
     assert layer.weight is None
     assert float((layer(x) - expected).abs().max()) <= ROUNDING
 

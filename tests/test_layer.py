@@ -77,7 +77,7 @@ def test_the_same_bits(shape: str, rows: Rows | None, kind: type[Panels | Int8])
 
 
 def test_what_it_computes_with_may_be_given_other_places() -> None:
-    """As the loader does with what is mapped from a file, once products are prepared."""
+    """The kernel has addresses."""
     layer, batch = layer_of(SHAPES["odd"]), batch_of((9,))
     x = torch.randn(9, 35)
     layer.join()

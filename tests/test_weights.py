@@ -1,6 +1,7 @@
 """Checkpoints that are broken, misfiled or out of reach: each a one-line CheckpointError that says what is wrong."""
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -218,6 +219,23 @@ def test_truncated_weights(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     assert "model.safetensors" in load_refusal(folder)
+
+
+def test_weights_that_are_cut_while_they_are_read(folder: Path) -> None:
+    """They were mapped once, and the process ended."""
+    checkpoint = Checkpoint(folder)
+    tensors = iter(checkpoint)
+    next(tensors)
+    os.truncate(folder / "model.safetensors", 4096)
+    assert "model.safetensors cannot be read" in refusal(lambda: list(tensors))
+
+
+def test_weights_that_are_written_anew_once_they_are_read(folder: Path) -> None:
+    tensors = dict(Checkpoint(folder))
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    path = folder / "model.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))
+    assert all(torch.equal(tensors[name], before[name]) for name in before)
 
 
 def test_garbage_for_weights(folder: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from assay.model.company import Shared
-from assay.model.linear import Prepared
+from assay.model.linear import Preparation, Prepared
 from assay.model.registry import LoadedModel, load_model
 
 WORDS = [
@@ -47,7 +47,8 @@ def bert_vocab() -> list[str]:
 
 def load_plain(folder: Path, **options: Any) -> LoadedModel:
     """As it comes from the checkpoint, without kernels and company: its weights are parameters a test can change."""
-    with patch("assay.model.registry.prepare", lambda *_: Prepared(recurring=False, alike=False)):
+    as_loaded = {"take": lambda *_: None, "end": lambda *_: Prepared(recurring=False, alike=False)}
+    with patch.multiple(Preparation, **as_loaded):
         model = load_model(folder, **options)
     return replace(model, module=model.module.module) if isinstance(model.module, Shared) else model
 

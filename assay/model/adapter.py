@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from assay.errors import CheckpointError
 from assay.model.blueprint import Shapes
-from assay.model.weights import Tensors, read_json
+from assay.model.weights import Tensors, read_json, tensors_in
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(.+)\.lora_(?:(embedding)_)?(A|B|magnitude_vector)(?:\.weight)?")
@@ -136,9 +135,4 @@ def _read_config(adapter: Path) -> Mapping[str, Any]:
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}; only safetensors adapters are read.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118, it is no mapping
-                yield name, file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    yield from tensors_in(path)

@@ -1,4 +1,4 @@
-"""Where a weight matrix is multiplied: plainly as it is loaded, then with the kernel that `prepare` gives it.
+"""Where a weight matrix is multiplied: plainly, or with the kernel that it is given once it is filled.
 
 Knows nothing of what a product means.
 """
@@ -94,22 +94,31 @@ class Prepared:
     alike: bool
 
 
-def prepare(trunk: nn.Module, head: nn.Module, int8: bool = False, deterministic: bool = False) -> Prepared:
-    """Give every product of a loaded model the fastest kernel that its weights and this machine allow.
+class Preparation:
+    """Gives each product of a model that is being filled the fastest kernel that its weights and this machine allow.
 
-    int8: in the trunk, whose weights are float32; heads stay as they are. deterministic: of kernels that treat any
+    int8: in the trunk, whose weights are float32; the head stays as it is. deterministic: of kernels that treat any
     number of rows alike, where there are.
     """
-    kernels: list[Kernel] = []
-    plain, room = False, Room()
-    for part, is_int8 in ((trunk, int8), (head, False)):
-        make = partial(fastest, int8=is_int8, alike=deterministic, room=room)
-        for module in part.modules():
-            if isinstance(module, Linear | GatedLinear):
-                made = module.prepare(make)
-                kernels += made
-                plain = plain or not made
-        for module in part.modules():
-            if isinstance(module, Block):
-                module.join()
-    return Prepared(any(kernel.recurring for kernel in kernels), not plain and all(kernel.alike for kernel in kernels))
+
+    def __init__(self, int8: bool = False, deterministic: bool = False) -> None:
+        self._int8, self._deterministic = int8, deterministic
+        self._room = Room()
+        self._kernels: list[Kernel] = []
+        self._plain = False
+
+    def take(self, name: str, part: nn.Module) -> None:
+        """A part of the model that has its parameters now."""
+        if isinstance(part, Linear | GatedLinear):
+            int8 = self._int8 and name.partition(".")[0] != "head"
+            made = part.prepare(partial(fastest, int8=int8, alike=self._deterministic, room=self._room))
+            self._kernels += made
+            self._plain = self._plain or not made
+
+    def end(self, model: nn.Module) -> Prepared:
+        """All parts have theirs."""
+        for part in model.modules():
+            if isinstance(part, Block):
+                part.join()
+        alike = not self._plain and all(kernel.alike for kernel in self._kernels)
+        return Prepared(any(kernel.recurring for kernel in self._kernels), alike)

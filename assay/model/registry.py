@@ -19,7 +19,7 @@ from assay.model.blueprint import Blueprint, Shapes
 from assay.model.company import Alone, Apart, Filled, Shared
 from assay.model.heads import TextClassifier, build_head
 from assay.model.kernels import has_onednn
-from assay.model.linear import prepare
+from assay.model.linear import Preparation, Prepared
 from assay.model.weights import Checkpoint, Tensors, load, read_json
 
 _DECODER, _BERT = "assay.model.decoder", "assay.model.bert"
@@ -137,65 +137,19 @@ def load_model(
         raw = {**raw, "answer_token_ids": answer_token_ids}
     architecture = _architecture(raw, adapter is not None)
     if architecture is not None:
-        model = _native(architecture, raw, folder, dtype, device, adapter, allow_pickle)
+        model = _native(architecture, raw, folder, dtype, device, adapter, allow_pickle, quantization, deterministic)
+    elif quantization == "int8":
+        raise ConfigError(f"quantization int8 is for native architectures only: {', '.join(ARCHITECTURES)}.")
     elif adapter is None:
-        model = _fallback(folder, raw, dtype, device)
+        model = _fallback(folder, raw, dtype, device, deterministic)
     else:
         raise CheckpointError(f"Adapters are merged into native architectures only: {', '.join(ARCHITECTURES)}.")
     model = model if activation == "auto" else replace(model, activation=activation)
-    model = _prepared(model, quantization, deterministic)
     if model.activation == "softmax" and len(model.labels) == 1:
         raise ConfigError(
             "A softmax over this model's one label is 1 for every text. Take --activation sigmoid, or none."
         )
-    _own(model.module)
     return model
-
-
-def _prepared(model: LoadedModel, quantization: Quantization, deterministic: bool) -> LoadedModel:
-    """With the kernels that this machine has for it."""
-    module = model.module
-    if quantization == "int8":
-        if not isinstance(module, TextClassifier):
-            raise ConfigError(f"quantization int8 is for native architectures only, and {model.architecture} is none.")
-        if model.dtype != torch.float32 or not has_onednn(model.device):
-            raise ConfigError(
-                f"quantization int8 needs an x86 CPU and dtype float32; this is {model.device.type} with "
-                f"{str(model.dtype).removeprefix('torch.')}."
-            )
-    alike = False
-    if isinstance(module, TextClassifier):
-        prepared = prepare(module.trunk, module.head, quantization == "int8", deterministic)
-        shares = module.shares_prefixes and _shares_well(model, prepared.alike, quantization, deterministic)
-        module, alike = Filled(module) if prepared.recurring else module, prepared.alike
-        module = Shared(module) if shares else module
-    if deterministic:
-        module = Apart(module) if alike else Alone(module)
-    return replace(model, module=module.eval(), quantization=quantization, deterministic=deterministic)
-
-
-def _shares_well(model: LoadedModel, alike: bool, quantization: Quantization, deterministic: bool) -> bool:
-    """Whether a prefix that is computed once leaves a text's score as it is.
-
-    To the last bit, where products and attention are our own. Else in float32 on a CPU, where last bits stay last bits;
-    in fewer bits they become other roundings, and other scores for the same text in other company.
-    """
-    if model.device.type != "cpu" or model.dtype != torch.float32:
-        return False
-    return (alike and compiled.library() is not None) or (quantization == "none" and not deterministic)
-
-
-def _own(module: nn.Module) -> None:
-    """Copy what is still mapped from the checkpoint's files: one that is written anew while it is served would change
-    the scores, and one that is cut would end the process. What is tied stays tied.
-    """
-    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    for parameter in module.parameters():
-        if parameter.device.type == "cpu":
-            key = (parameter.data_ptr(), parameter.shape)
-            if key not in copies:
-                copies[key] = parameter.data.clone()
-            parameter.data = copies[key]
 
 
 def _native(
@@ -206,6 +160,8 @@ def _native(
     device: Device,
     adapter: Path | None,
     allow_pickle: bool,
+    quantization: Quantization,
+    deterministic: bool,
 ) -> LoadedModel:
     checkpoint: Tensors = Checkpoint(folder, allow_pickle)
     if adapter is not None:
@@ -216,13 +172,20 @@ def _native(
     labels = ("LABEL_0",) if blueprint.reward and num_labels == 1 else label_names(raw, num_labels)
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
-    if (name := str(torch_dtype).removeprefix("torch.")) in blueprint.refused_dtypes:
+    name = str(torch_dtype).removeprefix("torch.")
+    if name in blueprint.refused_dtypes:
         raise ConfigError(f"{architecture} overflows in {name}; use bfloat16 or float32.")
+    if quantization == "int8" and (torch_dtype != torch.float32 or not has_onednn(torch_device)):
+        raise ConfigError(
+            f"quantization int8 needs an x86 CPU and dtype float32; this is {torch_device.type} with {name}."
+        )
     with torch.device("meta"):
         module = TextClassifier(blueprint.trunk(), build_head(blueprint.head), blueprint.shares_prefixes)
-    load(module, checkpoint, blueprint.renames, torch_dtype)
+    preparation = Preparation(quantization == "int8", deterministic)
+    load(module, checkpoint, blueprint.renames, torch_dtype, torch_device, preparation.take)
+    prepared = preparation.end(module)
     return LoadedModel(
-        module=module.to(torch_device).eval().requires_grad_(False),
+        module=_in_company(module, torch_device, torch_dtype, prepared, quantization, deterministic).eval(),
         architecture=architecture,
         model_type=str(raw.get("model_type", "")),
         labels=labels,
@@ -232,7 +195,33 @@ def _native(
         type_vocab_size=blueprint.type_vocab_size,
         dtype=torch_dtype,
         device=torch_device,
+        quantization=quantization,
+        deterministic=deterministic,
     )
+
+
+def _in_company(
+    model: TextClassifier,
+    device: torch.device,
+    dtype: torch.dtype,
+    prepared: Prepared,
+    quantization: Quantization,
+    deterministic: bool,
+) -> nn.Module:
+    """With what its kernels want done to a batch.
+
+    A prefix is computed once where that leaves a text's score as it is: to the last bit, where products and attention
+    are our own; else in float32 on a CPU, where last bits stay last bits. In fewer bits they become other roundings,
+    and other scores for the same text in other company.
+    """
+    same_bits = prepared.alike and compiled.library() is not None
+    in_float32 = device.type == "cpu" and dtype == torch.float32
+    shares = model.shares_prefixes and in_float32 and (same_bits or (quantization == "none" and not deterministic))
+    module: nn.Module = Filled(model) if prepared.recurring else model
+    module = Shared(module) if shares else module
+    if deterministic:
+        module = Apart(module) if prepared.alike else Alone(module)
+    return module
 
 
 def _architecture(raw: Mapping[str, Any], adapted: bool) -> str | None:
@@ -255,10 +244,26 @@ def _architecture(raw: Mapping[str, Any], adapted: bool) -> str | None:
     return None
 
 
-def _fallback(folder: Path, raw: Mapping[str, Any], dtype: DType, device: Device) -> LoadedModel:
+def _fallback(folder: Path, raw: Mapping[str, Any], dtype: DType, device: Device, deterministic: bool) -> LoadedModel:
     torch_device = _device(device)
     load_fallback: Callable[..., LoadedModel] = import_module("assay.model.fallback").load_fallback
-    return load_fallback(folder, raw, _dtype(dtype, torch_device), torch_device)
+    model = load_fallback(folder, raw, _dtype(dtype, torch_device), torch_device)
+    _own(model.module)
+    module = Alone(model.module) if deterministic else model.module
+    return replace(model, module=module.eval(), deterministic=deterministic)
+
+
+def _own(module: nn.Module) -> None:
+    """Copy what transformers has mapped from the checkpoint's files, as weights.tensors_in says. What is tied stays
+    tied.
+    """
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for parameter in module.parameters():
+        if parameter.device.type == "cpu":
+            key = (parameter.data_ptr(), parameter.shape)
+            if key not in copies:
+                copies[key] = parameter.data.clone()
+            parameter.data = copies[key]
 
 
 def _family(architecture: str) -> Callable[[str, Mapping[str, Any], Shapes], Blueprint]:
