@@ -1,12 +1,15 @@
 """Weights one behind the other: none over another, and none given back while it is used."""
 
 import gc
+import platform
+import re
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from assay.model import room
+from assay.model import memory, room
 from assay.model.room import Room
 
 
@@ -38,3 +41,48 @@ def test_a_chunk_is_given_back_with_the_last_that_lies_in_it() -> None:
     assert mapped() >= before + room._CHUNK
     del other
     assert mapped() < before + room._CHUNK
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="no /proc here")
+def test_weights_are_moved_into_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Room()
+    weights = place.empty(4 << 20, torch.float32).copy_(torch.arange(4 << 20))
+    at_once(monkeypatch)
+    if large_at(weights.data_ptr()) > 0:
+        pytest.skip("this system has large pages for everything")
+    place.settle()
+    assert torch.equal(weights, torch.arange(4 << 20, dtype=torch.float32))
+    if "[never]" in memory._LARGE_PAGES.read_text():
+        pytest.skip("this system has no large pages")
+    if tuple(map(int, platform.release().split(".")[:2])) < (6, 1):
+        pytest.skip("this system moves them when it likes")
+    assert large_at(weights.data_ptr()) >= 12 << 20
+
+
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_SECONDS", 0)
+    monkeypatch.setattr(threading.Timer, "start", threading.Timer.run)
+
+
+def large_at(address: int) -> int:
+    """Bytes in large pages of the mapping that an address lies in."""
+    found = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            found = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif found and line.startswith("AnonHugePages:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("nothing is mapped there")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="no /proc here")
+def test_an_operator_who_wants_no_large_pages_gets_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    switch = tmp_path / "enabled"
+    switch.write_text("always madvise [never]\n")
+    monkeypatch.setattr(memory, "_LARGE_PAGES", switch)
+    at_once(monkeypatch)
+    place = Room()
+    weights = place.empty(4 << 20, torch.float32).fill_(1)
+    before = large_at(weights.data_ptr())
+    place.settle()
+    assert large_at(weights.data_ptr()) == before

@@ -117,6 +117,7 @@ class Preparation:
 
     def end(self, model: nn.Module) -> Prepared:
         """All parts have theirs."""
+        self._room.settle()
         for part in model.modules():
             if isinstance(part, Block):
                 part.join()
