@@ -166,9 +166,10 @@ int assay_attend(const float *q, const float *k, const float *v, float *out, int
         }
     }
     most = (most + 2 * lanes) / (2 * lanes) * 2 * lanes;
-    size_t wide = (dim + lanes - 1) / lanes * lanes, room = most * (dim + 8 + wide) + wide;
+    size_t wide = (dim + lanes - 1) / lanes * lanes, room = most * (dim + 8 + wide) + 9 * wide;
     if (query_table || key_table) /* what attend_part has of them, and score_keys */
         room += 8 * (most + 2 * lanes) + smaller(QUERIES, most) * most + lanes * (QUERIES + 2 * lanes);
+    int64_t in_turn = larger(1, smaller(kv_heads, n * kv_heads / (16 * omp_get_max_threads()))); /* heads: each asks for the next */
     int failed = 0;
 #pragma omp parallel if (work * heads * dim > 1 << 16)
     {
@@ -176,7 +177,7 @@ int assay_attend(const float *q, const float *k, const float *v, float *out, int
         if (!scratch)
 #pragma omp atomic write
             failed = 1;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, in_turn)
         for (int64_t i = 0; i < n * kv_heads; i++) {
             if (!scratch) continue;
             struct part part = all[i / kv_heads];

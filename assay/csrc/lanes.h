@@ -142,6 +142,31 @@ TOUCH float FN(sum)(VF x) {
     return x[0];
 }
 
+/* The same of ROWS vectors together, in a third of the steps: halves of two vectors against their other halves, in one that
+   has those of both, and so on, until all are in one, two lanes each. */
+#define REDUCE(name, one)                                                                                              \
+    TOUCH void FN(name)(VF *x, float *of_each) {                                                                       \
+        VI pair;                                                                                                       \
+        for (int j = 0; j < LANES; j++) pair[j] = j ^ 1;                                                               \
+        _Pragma("GCC unroll 4") for (int half = LANES / 2; half > 1; half /= 2) {                                      \
+            VI low, high;                                                                                              \
+            for (int j = 0; j < LANES; j++) {                                                                          \
+                low[j] = j / half * 2 * half + j % half;                                                               \
+                high[j] = low[j] + half;                                                                               \
+            }                                                                                                          \
+            _Pragma("GCC unroll 8") for (int i = 0; i < half / 2; i++) {                                               \
+                VF a = __builtin_shuffle(x[2 * i], x[2 * i + 1], low), b = __builtin_shuffle(x[2 * i], x[2 * i + 1], high); \
+                x[i] = one;                                                                                            \
+            }                                                                                                          \
+        }                                                                                                              \
+        VF a = x[0], b = __builtin_shuffle(x[0], pair);                                                                \
+        a = one;                                                                                                       \
+        for (int r = 0; r < ROWS; r++) of_each[r] = a[2 * r];                                                          \
+    }
+REDUCE(largest_of_each, MAX(a, b))
+REDUCE(sum_of_each, a + b)
+#undef REDUCE
+
 /* m[i][j] → m[j][i], in as many steps as an index has bits: each swaps one bit of i with the same bit of j. */
 TOUCH void FN(transpose)(VF *m) {
 #pragma GCC unroll 4
@@ -183,15 +208,21 @@ static void FN(lay_out)(const struct attention *a, const struct part *part, floa
     }
 }
 
-/* scores [rows][vectors * LANES] of some queries and one panel of keys, whose floats lie panel_row apart. */
-TOUCH void FN(score)(int rows, int vectors, int64_t dim, const float *const *q, const float *panel, int64_t panel_row,
+/* Some tokens of a head one behind the other, `wide` floats apart, so that one address leads to all of them. */
+TOUCH void FN(gather)(const float *const *tokens, int64_t dim, int64_t wide, float *to) {
+    for (int r = 0; r < ROWS; r++)
+        for (int64_t t = 0; t < dim; t += LANES) STORE(to + r * wide + t, FN(load)(tokens[r] + t, dim - t));
+}
+
+/* scores [rows][vectors * LANES] of some queries, gathered, and one panel of keys, whose floats lie panel_row apart. */
+TOUCH void FN(score)(int rows, int vectors, int64_t dim, const float *q, int64_t q_row, const float *panel, int64_t panel_row,
                      float *scores, int64_t stride) {
     VF sums[ROWS][2] = {};
     for (int64_t t = 0; t < dim; t++, panel += panel_row) {
         VF key[2];
         for (int i = 0; i < vectors; i++) key[i] = LOAD(panel + i * LANES);
         for (int r = 0; r < rows; r++) {
-            VF one = SPLAT(q[r][t]);
+            VF one = SPLAT(q[r * q_row + t]);
             for (int i = 0; i < vectors; i++) sums[r][i] += one * key[i];
         }
     }
@@ -200,16 +231,18 @@ TOUCH void FN(score)(int rows, int vectors, int64_t dim, const float *const *q, 
 }
 
 /* products [ROWS][size or more] of some tokens of a head with a table by distance, from its column `from` on. */
-static void FN(score_distances)(const struct attention *a, const float *const *tokens, const float *from, int64_t size,
+static void FN(score_distances)(const struct attention *a, const float *tokens, int64_t wide, const float *from, int64_t size,
                                 float *products, int64_t stride) {
     int64_t u = 0;
-    for (; u + LANES < size; u += 2 * LANES) FN(score)(ROWS, 2, a->dim, tokens, from + u, a->table_row, products + u, stride);
-    if (u < size) FN(score)(ROWS, 1, a->dim, tokens, from + u, a->table_row, products + u, stride);
+    for (; u + LANES < size; u += 2 * LANES)
+        FN(score)(ROWS, 2, a->dim, tokens, wide, from + u, a->table_row, products + u, stride);
+    if (u < size) FN(score)(ROWS, 1, a->dim, tokens, wide, from + u, a->table_row, products + u, stride);
 }
 
 /* scores [count][padded] of a part's queries: each key's product with the distance to it, k_j·far(i - j). Key by key they are
    neighbours in the table, each key's one place before those of the last; then rows become columns. */
-static void FN(score_keys)(const struct attention *a, const struct part *part, float *scores, float *products) {
+static void FN(score_keys)(const struct attention *a, const struct part *part, float *tokens, int64_t wide, float *scores,
+                           float *products) {
     int64_t stride = QUERIES + 2 * LANES;
     const float *table = a->key_table + part->kv_head * a->dim * a->table_row;
     for (int64_t first = 0; first < part->keys; first += LANES) {
@@ -220,7 +253,8 @@ static void FN(score_keys)(const struct attention *a, const struct part *part, f
                 keys[r] = a->k + row_of(part, j) * a->k_row + part->kv_head * a->dim;
             }
             int64_t nearest = part->position - (part->low + at + ROWS - 1);
-            FN(score_distances)(a, keys, table + nearest, part->count + ROWS - 1, products + (at - first) * stride, stride);
+            FN(gather)(keys, a->dim, wide, tokens);
+            FN(score_distances)(a, tokens, wide, table + nearest, part->count + ROWS - 1, products + (at - first) * stride, stride);
         }
         for (int64_t i = 0; i < part->count; i += LANES) {
             VF m[LANES];
@@ -239,7 +273,7 @@ TOUCH void FN(add)(float *s, const float *more, int64_t first, int64_t last) {
    floats of it are a head's. */
 TOUCH void FN(mix)(int rows, int vectors, const float *weights, int64_t stride, const float *values, int64_t v_row,
                    int64_t from, int64_t to, const float *factors, float *const *out, int64_t at, int64_t own) {
-    VF sums[4][VECTORS] = {};
+    VF sums[ROWS][VECTORS] = {};
     for (int64_t j = from; j < to; j++) {
         VF v[VECTORS];
         for (int i = 0; i < vectors; i++) v[i] = LOAD(values + j * v_row + i * LANES);
@@ -271,21 +305,21 @@ TOUCH void FN(cap)(float *s, float scale, float cap, int64_t first, int64_t last
     for (int64_t j = first; j < last; j += LANES) STORE(s + j, cap * FN(tanh)(LOAD(s + j) * (scale / cap)));
 }
 
-TOUCH float FN(top)(const float *s, int64_t first, int64_t last) {
+TOUCH VF FN(top)(const float *s, int64_t first, int64_t last) {
     VF most = SPLAT(-INFINITY);
     for (int64_t j = first; j < last; j += LANES) most = MAX(most, LOAD(s + j));
-    return FN(largest)(most);
+    return most;
 }
 
-/* Scores → weights that are not yet divided by their sum, which is returned. */
-TOUCH float FN(weigh)(float *s, float top, float scale, int64_t first, int64_t last) {
+/* Scores → weights that are not yet divided by their sum, which is that of the lanes returned. */
+TOUCH VF FN(weigh)(float *s, float top, float scale, int64_t first, int64_t last) {
     VF sums = {};
     for (int64_t j = first; j < last; j += LANES) {
         VF weight = FN(exp)((LOAD(s + j) - top) * scale);
         sums += weight;
         STORE(s + j, weight);
     }
-    return FN(sum)(sums);
+    return sums;
 }
 
 #define AT_MOST(n, call)                                                                                                \
@@ -296,13 +330,33 @@ TOUCH float FN(weigh)(float *s, float top, float scale, int64_t first, int64_t l
         else { enum { rows = 1 }; call; }                                                                              \
     } while (0)
 
+/* Have `size` floats of rows [from, to) brought nearer; they lie row floats apart. */
+TOUCH void FN(ask_for)(const float *rows, int64_t row, int64_t from, int64_t to, int64_t size) {
+    for (int64_t i = from; i < to; i++)
+        for (int64_t t = 0; t < size; t += 16) __builtin_prefetch(rows + i * row + t, 0, 2);
+}
+
+/* While queries [asked, asked + n) are computed, ask for as large a part of what the next head reads: its rows lie as far from
+   each other as tokens do, so that the CPU does not guess them. */
+TOUCH void FN(ask_for_next)(const struct attention *a, const struct part *part, int64_t asked, int64_t n) {
+    int64_t group = a->heads / a->kv_heads, all = part->count * group, head = part->kv_head + 1;
+    if (head == a->kv_heads || part->split) return;
+    const float *q = a->q + part->query * a->q_row + head * group * a->dim;
+    const float *k = a->k + row_of(part, 0) * a->k_row + head * a->dim, *v = a->v + row_of(part, 0) * a->v_row + head * a->dim;
+    int64_t from = part->keys * asked / all, to = part->keys * (asked + n) / all;
+    FN(ask_for)(q, a->q_row, asked / group, (asked + n) / group, group * a->dim);
+    FN(ask_for)(k, a->k_row, from, to, a->dim);
+    FN(ask_for)(v, a->v_row, from, to, a->dim);
+}
+
 /* Some queries of one sequence and one head of keys. */
 static void FN(attend_part)(const struct attention *a, const struct part *part, float *scratch) {
     int64_t dim = a->dim, wide = (dim + LANES - 1) / LANES * LANES, group = a->heads / a->kv_heads;
-    float *keys = scratch, *scores = keys + part->padded * dim, *nowhere = scores + ROWS * part->padded, *own = nowhere + wide;
-    float *of_queries = own + part->padded * wide, *of_keys = of_queries + ROWS * (part->padded + 2 * LANES);
+    float *keys = scratch, *scores = keys + part->padded * dim, *nowhere = scores + ROWS * part->padded, *q = nowhere + wide;
+    float *own = q + ROWS * wide, *of_queries = own + part->padded * wide;
+    float *of_keys = of_queries + ROWS * (part->padded + 2 * LANES);
     FN(lay_out)(a, part, keys);
-    if (a->key_table) FN(score_keys)(a, part, of_keys, of_keys + part->count * part->padded);
+    if (a->key_table) FN(score_keys)(a, part, q, wide, of_keys, of_keys + part->count * part->padded);
     const float *values = a->v + row_of(part, 0) * a->v_row + part->kv_head * dim;
     int64_t v_row = a->v_row;
     if (part->split || wide != dim) { /* values that do not lie evenly, or end within a vector */
@@ -315,50 +369,55 @@ static void FN(attend_part)(const struct attention *a, const struct part *part, 
     }
     for (int64_t asked = 0; asked < part->count * group; asked += ROWS) {
         int n = part->count * group - asked < ROWS ? part->count * group - asked : ROWS;
-        const float *q[ROWS];
+        const float *queries[ROWS];
         float *out[ROWS], factors[ROWS];
         int64_t from[ROWS], to[ROWS], first = part->keys, last = 0;
+        int64_t i = asked % part->count, head = part->kv_head * group + asked / part->count;
         for (int r = 0; r < ROWS; r++) { /* rows beyond n repeat the last one's query */
-            int64_t one = asked + (r < n ? r : n - 1), i = one % part->count, head = part->kv_head * group + one / part->count;
+            if (r && r < n && ++i == part->count) i = 0, head++;
             int64_t position = part->position + i;
-            q[r] = a->q + (part->query + i) * a->q_row + head * dim;
+            queries[r] = a->q + (part->query + i) * a->q_row + head * dim;
             out[r] = r < n ? a->out + ((part->query + i) * a->heads + head) * dim : nowhere;
             from[r] = position - a->left > part->low ? position - a->left - part->low : 0;
             to[r] = position + a->right + 1 - part->low < part->keys ? position + a->right + 1 - part->low : part->keys;
             first = from[r] < first ? from[r] : first;
             last = to[r] > last ? to[r] : last;
         }
+        FN(gather)(queries, dim, wide, q);
+        FN(ask_for_next)(a, part, asked, n);
         int64_t start = first / (2 * LANES) * 2 * LANES, end = (last + LANES - 1) / LANES * LANES, j = start;
         for (; j + LANES < end; j += 2 * LANES)
-            AT_MOST(n, FN(score)(rows, 2, dim, q, keys + j * dim, 2 * LANES, scores + j, part->padded));
-        if (j < end) AT_MOST(n, FN(score)(rows, 1, dim, q, keys + j * dim, 2 * LANES, scores + j, part->padded));
+            AT_MOST(n, FN(score)(rows, 2, dim, q, wide, keys + j * dim, 2 * LANES, scores + j, part->padded));
+        if (j < end) AT_MOST(n, FN(score)(rows, 1, dim, q, wide, keys + j * dim, 2 * LANES, scores + j, part->padded));
         if (a->query_table) { /* each query's are one place behind those of the next */
             const float *table = a->query_table + part->kv_head * dim * a->table_row;
             int64_t stride = part->padded + 2 * LANES, farthest = part->position + asked + ROWS - 1 - part->low;
-            FN(score_distances)(a, q, table - farthest, part->keys + ROWS - 1, of_queries, stride);
+            FN(score_distances)(a, q, wide, table - farthest, part->keys + ROWS - 1, of_queries, stride);
             for (int r = 0; r < n; r++)
                 FN(add)(scores + r * part->padded, of_queries + r * stride + ROWS - 1 - r, start, end);
         }
         for (int r = 0; a->key_table && r < n; r++)
             FN(add)(scores + r * part->padded, of_keys + (asked + r) * part->padded, start, end);
-        float scale = a->softcap > 0.0f ? 1.0f : a->scale, tops[ROWS];
+        float scale = a->softcap > 0.0f ? 1.0f : a->scale, tops[ROWS], sums[ROWS];
+        VF of_rows[ROWS] = {};
         for (int r = 0; r < n; r++) {
             if (a->softcap > 0.0f) FN(cap)(scores + r * part->padded, a->scale, a->softcap, start, end);
             FN(hide)(scores + r * part->padded, from[r], to[r], start, end);
-            tops[r] = FN(top)(scores + r * part->padded, start, end);
+            of_rows[r] = FN(top)(scores + r * part->padded, start, end);
         }
-        for (int r = 0; r < n; r++)
-            factors[r] = 1.0f / FN(weigh)(scores + r * part->padded, tops[r], scale, start, end);
-        for (int r = 0; r < n; r += 4) {
-            const float *w = scores + r * part->padded;
-            int64_t at = 0;
-#define MIX(rows, vectors, own) FN(mix)(rows, vectors, w, part->padded, values + at, v_row, first, last, factors + r, out + r, at, own)
-            for (; at + VECTORS * LANES <= dim; at += VECTORS * LANES)
-                AT_MOST(n - r, MIX(rows < 4 ? rows : 4, VECTORS, VECTORS * LANES));
-            for (; at + 2 * LANES <= dim; at += 2 * LANES) AT_MOST(n - r, MIX(rows < 4 ? rows : 4, 2, 2 * LANES));
-            for (; at < dim; at += LANES) AT_MOST(n - r, MIX(rows < 4 ? rows : 4, 1, dim - at));
+        FN(largest_of_each)(of_rows, tops);
+        for (int r = 0; r < n; r++) of_rows[r] = FN(weigh)(scores + r * part->padded, tops[r], scale, start, end);
+        FN(sum_of_each)(of_rows, sums);
+        for (int r = 0; r < n; r++) factors[r] = 1.0f / sums[r];
+        int64_t at = 0;
+#define MIX(most, vectors, own)                                                                                        \
+    for (int r = 0; r < n; r += most)                                                                                  \
+        AT_MOST(n - r, FN(mix)(rows < most ? rows : most, vectors, scores + r * part->padded, part->padded, values + at, v_row, \
+                               first, last, factors + r, out + r, at, own))
+        for (; at + VECTORS * LANES <= dim; at += VECTORS * LANES) MIX(4, VECTORS, VECTORS * LANES);
+        for (; at + 2 * LANES <= dim; at += 2 * LANES) MIX(ROWS, 2, 2 * LANES);
+        for (; at < dim; at += LANES) MIX(ROWS, 1, dim - at);
 #undef MIX
-        }
     }
 }
 
