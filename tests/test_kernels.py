@@ -10,8 +10,19 @@ from assay.errors import ConfigError
 from assay.model import compiled, products
 from assay.model.activation import ACTIVATIONS
 from assay.model.batch import pack
-from assay.model.kernels import Int8, Kernel, Panels, Plain, Prepacked, PrepackedInt8, fastest, has_bfloat16, has_onednn
-from assay.model.linear import GatedLinear, Linear, Preparation, Prepared
+from assay.model.kernels import (
+    Int8,
+    Kernel,
+    Pair,
+    Panels,
+    Plain,
+    Prepacked,
+    PrepackedInt8,
+    fastest,
+    has_bfloat16,
+    has_onednn,
+)
+from assay.model.linear import Linear, Preparation, Prepared
 from assay.model.registry import LoadedModel, load_model
 from assay.model.room import Room
 from assay.sequence import Sequence
@@ -35,19 +46,25 @@ def matrices(in_features: int, out_features: int, rows: int, seed: int = 0) -> t
     return weight, torch.randn(out_features, generator=generator), torch.randn(rows, in_features, generator=generator)
 
 
-def made(kernel: str, weight: Tensor, bias: Tensor | None, act: str | None = None) -> Kernel:
+def made(kernel: str, weight: Tensor, bias: Tensor | None, act: str | None = None, gated: bool = False) -> Kernel:
     """A kernel by its name in KERNELS."""
     match kernel:
         case "plain":
-            return Plain(weight, bias, act)
+            return Plain(weight, bias, act, gated)
         case "panels":
             if compiled.library() is None:
                 pytest.skip("without assay's own kernels")
-            return Panels(weight, bias, act, Room())
+            return Panels(weight, bias, act, Room(), gated)
         case "int8":
             if not products.has_bytes():
                 pytest.skip("without a product of 8-bit integers of our own")
-            return Int8(weight, bias, act, Room())
+            return Int8(weight, bias, act, Room(), gated)
+        case _ if gated:
+            halves = zip(weight.chunk(2), (None, None) if bias is None else bias.chunk(2), (act, None), strict=True)
+            gate, up = (made(kernel, *half) for half in halves)
+            assert isinstance(gate, Prepacked | PrepackedInt8)
+            assert isinstance(up, Prepacked | PrepackedInt8)
+            return Pair(gate, up)
         case "prepacked int8":
             return PrepackedInt8(weight, bias, act)
         case _:
@@ -81,8 +98,9 @@ def test_panels_of_many_columns_and_rows(shape: tuple[int, int]) -> None:
         got = kernel(x)
         assert float((got - exact).abs().max()) <= ROUNDING
         assert torch.equal(kernel(torch.cat([x, x], dim=1)[:, : shape[0]]), got)
-        times = made("panels", weight, None, "silu")(x)
-        assert float((kernel(x, times=times) - got * times).abs().max()) <= ROUNDING
+        gated = made("panels", weight, bias, "silu", gated=True)(x)
+        exact = Plain(weight.double(), bias.double(), "silu", gated=True)(x.double())
+        assert float((gated - exact).abs().max()) <= ROUNDING
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -91,12 +109,18 @@ def test_no_rows(kernel: str) -> None:
     assert made(kernel, weight, bias)(x[:0]).shape == (0, 40)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_product_may_be_multiplied_by_another(kernel: str) -> None:
-    weight, bias, x = matrices(48, 40, 9)
-    times = torch.randn(9, 40, generator=torch.Generator().manual_seed(1))
-    product = made(kernel, weight, bias)
-    assert float((product(x, times=times) - product(x) * times).abs().max()) <= ROUNDING
+@pytest.mark.parametrize("shape", [(48, 40), (35, 6), (64, 34)], ids=str)
+@pytest.mark.parametrize("act", ["silu", "gelu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("kernel", KERNELS[1:])
+def test_a_gated_product_is_one_times_the_activation_of_another(kernel: str, act: str, shape: tuple[int, int]) -> None:
+    for rows in (1, 2, 9, 100):
+        weight, bias, x = matrices(*shape, rows)
+        for given in (bias, None):
+            halves = zip(weight.chunk(2), (None, None) if given is None else given.chunk(2), (act, None), strict=True)
+            gate, up = (made(kernel, *half)(x) for half in halves)
+            got = made(kernel, weight, given, act, gated=True)(x)
+            assert got.shape == (rows, shape[1] // 2)
+            assert float((got - gate * up).abs().max()) <= ROUNDING
 
 
 @pytest.mark.parametrize("kernel", KERNELS[1:])
@@ -169,7 +193,7 @@ def test_weights_are_held_once(tmp_path: Path) -> None:
     assert any("qkv" in name for name, _ in load_plain(tmp_path).module.named_parameters())
 
 
-def prepared(layer: Linear | GatedLinear) -> Prepared:
+def prepared(layer: Linear) -> Prepared:
     preparation = Preparation()
     preparation.take("trunk", layer)
     return preparation.end(layer)
@@ -178,7 +202,7 @@ def prepared(layer: Linear | GatedLinear) -> Prepared:
 def test_what_cannot_be_prepacked_stays_plain() -> None:
     half = torch.ones(4, 4, dtype=torch.float16)
     for weight in (half, torch.ones(4, 4, device="meta"), torch.ones(4, 4, dtype=torch.bfloat16)):
-        kernel = fastest(weight, None, None, int8=False, alike=False, room=Room())
+        kernel = fastest(weight, None, None, False, int8=False, alike=False, room=Room())
         assert isinstance(kernel, Prepacked) is (weight.dtype == torch.bfloat16 and has_bfloat16())
     layer = Linear(4, 4)
     layer.weight = torch.nn.Parameter(half, requires_grad=False)
@@ -187,7 +211,7 @@ def test_what_cannot_be_prepacked_stays_plain() -> None:
 
 
 def test_gated_linear_before_and_after() -> None:
-    layer = GatedLinear(24, 20, True, "silu")
+    layer = Linear(24, 20, True, "silu", gated=True)
     weight, bias, x = matrices(24, 40, 6)
     assert layer.weight is not None
     assert layer.bias is not None

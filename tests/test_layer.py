@@ -1,7 +1,6 @@
 """A layer in one call against the same products, norms and attention one by one: the same bits."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -49,7 +48,7 @@ def layer_of(shape: dict[str, Any], kind: type[Panels | Int8] = Panels) -> BertL
     room = Room()
     for module in layer.modules():
         if isinstance(module, Linear):
-            module.prepare(partial(kind, room=room))
+            module.prepare(lambda weight, bias, act, _: kind(weight, bias, act, room))
     return layer
 
 

@@ -47,12 +47,12 @@ static inline int64_t row_of(const struct part *part, int64_t key) {
     return place < part->prefix ? part->before + place : part->start + place - part->prefix;
 }
 
-/* y [rows, out] = act(x Wᵀ + bias) * times, as assay_multiply has it. */
+/* y [rows, out], as assay_multiply has it. */
 struct product {
-    const float *x, *weight, *bias, *times;
+    const float *x, *weight, *bias;
     float *y;
     int64_t x_row, y_row, in, out;
-    int act;
+    int act, gated;
 };
 
 /* The same in whole numbers, in a multiple of four: x around 128, with a scale for each row and each column. */
@@ -60,10 +60,10 @@ struct product8 {
     const uint8_t *x;
     const int8_t *weight;
     const int32_t *base;
-    const float *row_scale, *column_scale, *bias, *times;
+    const float *row_scale, *column_scale, *bias;
     float *y;
     int64_t x_row, y_row, in, out;
-    int act;
+    int act, gated;
 };
 
 #define FN2(name, lanes) name##_##lanes
@@ -295,13 +295,14 @@ static struct piece piece_of(struct cut cut, int64_t rows, int64_t i) {
                           cut.panels * (split + 1) / cut.splits};
 }
 
-/* y [rows, out] = act(x Wᵀ + bias [out]) * times [rows, out], rows of x x_row apart, of y and times y_row; bias and times
-   may be absent. A row's result does not depend on the others, to the last bit. Returns 0, or 1 where there is no memory. */
+/* y [rows, out] = act(x Wᵀ + bias [out]), rows of x x_row apart, of y y_row; bias may be absent. gated: act(x Gᵀ + bias) *
+   (x Uᵀ + bias), with G and U, and the biases, in panels of a vector of either, zeros behind the last.
+   A row's result does not depend on the others, to the last bit. Returns 0, or 1 where there is no memory. */
 int assay_multiply(int lanes, const float *x, int64_t x_row, int64_t rows, const float *packed, int64_t in, int64_t out,
-                   const float *bias, int act, const float *times, float *y, int64_t y_row) {
+                   const float *bias, int act, int gated, float *y, int64_t y_row) {
     if (!rows) return 0;
-    struct product p = {x, packed, bias, times, y, x_row, y_row, in, out, act};
-    struct cut cut = cut_up(rows, out, 2 * lanes);
+    struct product p = {x, packed, bias, y, x_row, y_row, in, out, act, gated};
+    struct cut cut = cut_up(rows, out, gated ? lanes : 2 * lanes);
     int aside = x_row % 1024 == 0 && rows > CHUNK, failed = 0;
 #pragma omp parallel if (rows * in * out > 1 << 18)
     {
@@ -329,14 +330,14 @@ void assay_pack8(const int8_t *weight, int64_t in, int64_t out, int8_t *packed, 
         pack8_panel_16(weight, in, out, first, packed + first * wide, base + first);
 }
 
-/* y [rows, out] = act(row_scale * column_scale * ((x - 128) Wᵀ) + bias) * times, with x and W whole numbers; `in` is a
-   multiple of 4. Everything else is as in assay_multiply. */
+/* y [rows, out] = act(row_scale * column_scale * ((x - 128) Wᵀ) + bias), with x and W whole numbers; `in` is a multiple of 4.
+   Everything else is as in assay_multiply. */
 void assay_multiply8(const uint8_t *x, int64_t x_row, const float *row_scale, int64_t rows, const int8_t *packed,
                      const int32_t *base, const float *column_scale, int64_t in, int64_t out, const float *bias, int act,
-                     const float *times, float *y, int64_t y_row) {
+                     int gated, float *y, int64_t y_row) {
     if (!rows) return;
-    struct product8 p = {x, packed, base, row_scale, column_scale, bias, times, y, x_row, y_row, in, out, act};
-    struct cut cut = cut_up(rows, out, 32);
+    struct product8 p = {x, packed, base, row_scale, column_scale, bias, y, x_row, y_row, in, out, act, gated};
+    struct cut cut = cut_up(rows, out, gated ? 16 : 32);
 #pragma omp parallel for schedule(dynamic, 1) if (rows * in * out > 1 << 20)
     for (int64_t i = 0; i < cut.chunks * cut.splits; i++) {
         struct piece piece = piece_of(cut, rows, i);
@@ -373,13 +374,13 @@ static void multiply_here(int lanes, const struct linear *w, const float *x, int
                           int64_t y_row, uint8_t *whole, float *scales, float *copy) {
     int64_t panels = (w->out + 2 * lanes - 1) / (2 * lanes), wide = (w->in + 3) / 4 * 4;
     if (!w->base) {
-        struct product p = {x, w->weight, w->bias, 0, y, x_row, y_row, w->in, w->out, w->act};
+        struct product p = {x, w->weight, w->bias, y, x_row, y_row, w->in, w->out, w->act, 0};
         IN_WIDTH(multiply_part, &p, 0, rows, 0, panels, x_row % 1024 ? 0 : copy);
         return;
     }
     for (int64_t r = 0; r < rows; r++)
         IN_WIDTH(quantize_row, x + r * x_row, w->in, whole + r * apart8(wide), scales + r);
-    struct product8 p = {whole, w->weight, w->base, scales, w->scale, w->bias, 0, y, apart8(wide), y_row, wide, w->out, w->act};
+    struct product8 p = {whole, w->weight, w->base, scales, w->scale, w->bias, y, apart8(wide), y_row, wide, w->out, w->act, 0};
     multiply8_part_16(&p, 0, rows, 0, panels);
 }
 

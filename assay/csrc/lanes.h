@@ -534,18 +534,20 @@ static void FN(pack_panel)(const float *weight, int64_t in, int64_t out, int64_t
     }
 }
 
-/* act(tile [rows][2 * LANES]) * times → y, of the first `left` columns; rows of y and times lie y_row apart. */
-TOUCH void FN(finish_tile_by)(int kind, const float *tile, int64_t rows, int64_t left, const float *times, float *y, int64_t y_row) {
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < 2 * LANES && i < left; i += LANES) {
-            VF one = FN(act)(kind, LOAD(tile + row * 2 * LANES + i));
-            if (times) one *= FN(load)(times + row * y_row + i, left - i);
-            FN(store)(y + row * y_row + i, one, left - i);
+/* act(tile [rows][2 * LANES]) → y, of the first `left` columns, or, gated, that of its first vectors times the second. Rows of y
+   lie y_row apart. */
+TOUCH void FN(finish_tile_by)(int kind, int gated, const float *tile, int64_t rows, int64_t left, float *y, int64_t y_row) {
+    for (int64_t row = 0; row < rows; row++, tile += 2 * LANES, y += y_row) {
+        if (gated) {
+            FN(store)(y, FN(act)(kind, LOAD(tile)) * LOAD(tile + LANES), left);
+            continue;
         }
+        for (int64_t i = 0; i < 2 * LANES && i < left; i += LANES) FN(store)(y + i, FN(act)(kind, LOAD(tile + i)), left - i);
+    }
 }
 
-static void FN(finish_tile)(int kind, const float *tile, int64_t rows, int64_t left, const float *times, float *y, int64_t y_row) {
-    switch (kind) { EACH_ACT(FN(finish_tile_by)(kind, tile, rows, left, times, y, y_row)) }
+static void FN(finish_tile)(int kind, int gated, const float *tile, int64_t rows, int64_t left, float *y, int64_t y_row) {
+    switch (kind) { EACH_ACT(FN(finish_tile_by)(kind, gated, tile, rows, left, y, y_row)) }
 }
 
 /* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. With few rows the
@@ -593,9 +595,9 @@ static void FN(multiply_group)(int count, const float *x, int64_t x_row, const f
 
 /* Have a part of y brought into the cache while its sums are computed: it was written long ago, or never, and a store that
    waits for its place stops everything. */
-TOUCH void FN(fetch)(const float *y, int64_t y_row, int64_t rows) {
+TOUCH void FN(fetch)(const float *y, int64_t y_row, int64_t rows, int64_t wide) {
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < 2 * LANES; i += 16) __builtin_prefetch(y + row * y_row + i, 1);
+        for (int64_t i = 0; i < wide; i += 16) __builtin_prefetch(y + row * y_row + i, 1);
 }
 
 /* Some rows and panels of a product: a panel times all of the rows, then the next. Summed in blocks, so that fewer
@@ -607,23 +609,24 @@ static void FN(multiply_part)(const struct product *p, int64_t first, int64_t ro
         for (int64_t row = 0; row < rows; row++) memcpy(copy + row * x_row, x + row * p->x_row, 4 * p->in);
         x = copy;
     }
+    int64_t wide = p->gated ? LANES : 2 * LANES;
     for (int64_t panel = from; panel < to; panel++) {
-        int64_t column = panel * 2 * LANES, left = p->out - column < 2 * LANES ? p->out - column : 2 * LANES;
-        const float *weights = p->weight + column * p->in;
+        int64_t column = panel * wide, left = p->out - column < wide ? p->out - column : wide;
+        const float *weights = p->weight + panel * 2 * LANES * p->in;
         float bias[2 * LANES] = {}, sums[CHUNK * 2 * LANES];
-        if (p->bias) memcpy(bias, p->bias + column, 4 * left);
+        if (p->bias) memcpy(bias, p->bias + panel * 2 * LANES, 4 * (p->gated ? 2 * LANES : left));
         for (int64_t block = 0; block < p->in; block += BLOCK) {
             int64_t in = p->in - block < BLOCK ? p->in - block : BLOCK;
-            int last = block + in == p->in, straight = last && p->act == NONE && !p->times && left == 2 * LANES;
+            int last = block + in == p->in, straight = last && p->act == NONE && left == 2 * LANES;
             for (int64_t i = 0; i < groups; i++) { /* of nearly equal size: a small one costs as much as a large one */
                 int64_t start = rows * i / groups, end = rows * (i + 1) / groups, at = (first + start) * p->y_row + column;
                 float *tile = sums + start * 2 * LANES, *y = p->y + at;
-                if (!block) FN(fetch)(y, p->y_row, end - start);
+                if (!block) FN(fetch)(y, p->y_row, end - start, wide);
                 FN(multiply_group)(end - start, x + start * x_row + block, x_row, weights + block * 2 * LANES, in,
                                    block ? tile : bias, block ? 2 * LANES : 0, straight ? y : tile,
                                    straight ? p->y_row : 2 * LANES);
                 if (last && !straight)
-                    FN(finish_tile)(p->act, tile, end - start, left, p->times ? p->times + at : 0, y, p->y_row);
+                    FN(finish_tile)(p->act, p->gated, tile, end - start, left, y, p->y_row);
             }
         }
     }
@@ -678,20 +681,20 @@ static BYTES_TARGET void FN(multiply8_group)(int count, const uint8_t *x, int64_
 
 /* As multiply_part, in whole numbers, which need no blocks: their sums are exact. */
 static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t rows, int64_t from, int64_t to) {
-    int64_t groups = (rows + GROUP - 1) / GROUP;
+    int64_t groups = (rows + GROUP - 1) / GROUP, wide = p->gated ? LANES : 2 * LANES;
     for (int64_t panel = from; panel < to; panel++) {
-        int64_t column = panel * 2 * LANES, left = p->out - column < 2 * LANES ? p->out - column : 2 * LANES;
-        int straight = p->act == NONE && !p->times && left == 2 * LANES;
+        int64_t column = panel * wide, left = p->out - column < wide ? p->out - column : wide, all = panel * 2 * LANES;
+        int straight = p->act == NONE && left == 2 * LANES;
         float bias[2 * LANES] = {}, tile[GROUP * 2 * LANES];
-        if (p->bias) memcpy(bias, p->bias + column, 4 * left);
+        if (p->bias) memcpy(bias, p->bias + all, 4 * (p->gated ? 2 * LANES : left));
         for (int64_t i = 0; i < groups; i++) {
             int64_t start = first + rows * i / groups, end = first + rows * (i + 1) / groups, at = start * p->y_row + column;
             float *y = p->y + at;
-            FN(fetch)(y, p->y_row, end - start);
-            FN(multiply8_group)(end - start, p->x + start * p->x_row, p->x_row, p->weight + column * p->in, p->in,
-                                p->base + column, p->column_scale + column, p->row_scale + start, bias, straight ? y : tile,
+            FN(fetch)(y, p->y_row, end - start, wide);
+            FN(multiply8_group)(end - start, p->x + start * p->x_row, p->x_row, p->weight + all * p->in, p->in, p->base + all,
+                                p->column_scale + all, p->row_scale + start, bias, straight ? y : tile,
                                 straight ? p->y_row : 2 * LANES);
-            if (!straight) FN(finish_tile)(p->act, tile, end - start, left, p->times ? p->times + at : 0, y, p->y_row);
+            if (!straight) FN(finish_tile)(p->act, p->gated, tile, end - start, left, y, p->y_row);
         }
     }
 }

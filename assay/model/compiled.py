@@ -36,12 +36,12 @@ _SIGNATURES = {
     "assay_embed": ("ppp nnn pp f p", "i"),
     "assay_turn": ("p nn nnn p ff pp n", "-"),
     "assay_pack": ("i p nn p", "-"),
-    "assay_multiply": ("i pnn pnn p i p pn", "i"),
+    "assay_multiply": ("i pnn pnn p ii pn", "i"),
     "assay_layer": ("i p nn pp f pni pp", "i"),
     "assay_quantize": ("p nnn pn p", "-"),
     "assay_finish": ("p nn pp i p", "-"),
     "assay_pack8": ("p nn pp", "-"),
-    "assay_multiply8": ("pn pn ppp nn p i p pn", "-"),
+    "assay_multiply8": ("pn pn ppp nn p ii pn", "-"),
 }
 _TYPES: dict[str, Any] = {
     "p": ctypes.c_void_p,

@@ -4,6 +4,8 @@ A kernel holds the only copy of its weights, in the layout that it wants. Knows 
 """
 
 import platform
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn.functional import linear
 
 from assay.model import compiled, products
 from assay.model.activation import activation
+from assay.model.compiled import WIDEST
 from assay.model.room import Room
 
 # Our name of an activation → oneDNN's, which computes it while the product is still in the cache.
@@ -28,8 +31,8 @@ _FUSED = {
 
 
 class Kernel(Protocol):
-    """x [rows, in_features] → act(x Wᵀ + b) [rows, out_features]; without an activation, it may be multiplied by
-    `times`, of that shape, which a kernel of the same kind has made.
+    """x [rows, in_features] → act(x Wᵀ + b) [rows, out_features]; or, gated, act(x Gᵀ + b) * (x Uᵀ + b), with G over U
+    in one weight, and the bias likewise.
 
     recurring: whether it is slow for each number of rows that has not come before. alike: whether a row's result is the
     same bits among any others.
@@ -38,7 +41,7 @@ class Kernel(Protocol):
     recurring: bool
     alike: bool
 
-    def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor: ...
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 class Plain:
@@ -47,14 +50,16 @@ class Plain:
     recurring = False
     alike = False
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None, gated: bool = False) -> None:
+        self.weight, self.bias, self.gated = weight, bias, gated
         self._act = activation(act) if act else None
 
-    def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        y = linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor) -> Tensor:
+        y, up = linear(x, self.weight, self.bias), None
+        if self.gated:
+            y, up = y.chunk(2, dim=-1)
         y = y if self._act is None else self._act(y)
-        return y if times is None else y * times
+        return y if up is None else y * up
 
 
 class Panels:
@@ -67,13 +72,19 @@ class Panels:
     recurring = False
     alike = True
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None, room: Room) -> None:
-        self.weight = products.pack(weight, room)
-        self.bias = None if bias is None else bias.clone()
+    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None, room: Room, gated: bool = False) -> None:
+        self.weight = products.pack(weight, room, gated)
+        self.bias = _own(bias, self.weight.lanes, gated)
         self.act = act
 
-    def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        return products.multiply(x, self.weight, self.bias, self.act, times)
+    def __call__(self, x: Tensor) -> Tensor:
+        return products.multiply(x, self.weight, self.bias, self.act)
+
+
+def _own(bias: Tensor | None, lanes: int, gated: bool) -> Tensor | None:
+    if bias is None:
+        return None
+    return products.beside(bias, lanes) if gated else bias.clone()
 
 
 class Prepacked:
@@ -92,6 +103,7 @@ class Prepacked:
         self.alike = alike
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
+        """times: what the result is multiplied by, of its shape; then there is no activation."""
         if self.alike and x.shape[0] == 1:
             return self(x.expand(2, -1), None if times is None else times.expand(2, -1).contiguous())[:1]
         x, product = x.contiguous(), torch.ops.mkldnn._linear_pointwise
@@ -113,13 +125,13 @@ class Int8:
     recurring = False
     alike = True
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None, room: Room) -> None:
-        self.weight = products.pack8(*_weight_in_8_bits(weight), room)
-        self.bias = None if bias is None else bias.clone()
+    def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None, room: Room, gated: bool = False) -> None:
+        self.weight = products.pack8(*_weight_in_8_bits(weight), room, gated)
+        self.bias = _own(bias, WIDEST, gated)
         self.act = act
 
-    def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
-        return products.multiply8(x, self.weight, self.bias, self.act, times)
+    def __call__(self, x: Tensor) -> Tensor:
+        return products.multiply8(x, self.weight, self.bias, self.act)
 
 
 class PrepackedInt8:
@@ -136,6 +148,7 @@ class PrepackedInt8:
         self.alike = compiled.supports(weight)  # torch's activations are not
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
+        """As Prepacked's."""
         whole, scale = products.quantize(x) if compiled.supports(x) else _in_8_bits(x)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             whole, 1.0, _ZERO, self._weight, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -147,6 +160,17 @@ class PrepackedInt8:
             y.add_(self._bias)
         y = y if self._act is None else activation(self._act)(y)
         return y if times is None else y.mul_(times)
+
+
+class Pair:
+    """A gated product by two of oneDNN's."""
+
+    def __init__(self, gate: Prepacked | PrepackedInt8, up: Prepacked | PrepackedInt8) -> None:
+        self._gate, self._up = gate, up
+        self.recurring, self.alike = up.recurring, gate.alike and up.alike
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._up(x, times=self._gate(x))
 
 
 def _weight_in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,21 +193,30 @@ def _in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.mul(x, scale.reciprocal()).add_(_ZERO + 0.5).to(torch.int16).to(torch.uint8), scale
 
 
-def fastest(weight: Tensor, bias: Tensor | None, act: str | None, int8: bool, alike: bool, room: Room) -> Kernel | None:
+def fastest(
+    weight: Tensor, bias: Tensor | None, act: str | None, gated: bool, *, int8: bool, alike: bool, room: Room
+) -> Kernel | None:
     """The kernel for a weight of this precision on this machine, or None where there is none but the plain one.
 
     alike: a row's result is to be the same bits among any others, if that can be had. room: for weights in assay's own
     layouts.
     """
-    if int8 and has_onednn(weight.device):
-        return Int8(weight, bias, act, room) if products.has_bytes() else PrepackedInt8(weight, bias, act)
-    if compiled.supports(weight):
-        return Panels(weight, bias, act, room)
-    if has_onednn(weight.device) and (
-        weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16())
-    ):
-        return Prepacked(weight, bias, act, alike)
-    return None
+    onednn = has_onednn(weight.device)
+    make: type[PrepackedInt8] | Callable[..., Prepacked]
+    if int8 and onednn:
+        if products.has_bytes():
+            return Int8(weight, bias, act, room, gated)
+        make = PrepackedInt8
+    elif compiled.supports(weight):
+        return Panels(weight, bias, act, room, gated)
+    elif onednn and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16())):
+        make = partial(Prepacked, alike=alike)
+    else:
+        return None
+    if not gated:
+        return make(weight, bias, act)
+    halves = zip(weight.chunk(2), (None, None) if bias is None else bias.chunk(2), (act, None), strict=True)
+    return Pair(*(make(*half) for half in halves))
 
 
 def has_onednn(device: torch.device) -> bool:

@@ -14,18 +14,21 @@ from assay.model.activation import activation
 from assay.model.kernels import Kernel, Plain, fastest
 from assay.model.room import Room
 
-Make = Callable[[Tensor, Tensor | None, str | None], Kernel | None]
-"""(weight, bias, activation) → the kernel that computes with them, or None for the plain one."""
-
 
 class Linear(nn.Module):
-    """act(x Wᵀ + b), with W [out_features, in_features] as checkpoints store it. Filled by the loader."""
+    """act(x Wᵀ + b), with W [out_features, in_features] as checkpoints store it. Filled by the loader.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, act: str | None = None) -> None:
+    gated: act(x Gᵀ + b) * (x Uᵀ + b), with G and U in one W [2 * out_features, in_features] (Shazeer 2020).
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, act: str | None = None, gated: bool = False
+    ) -> None:
         super().__init__()
-        self.weight: Tensor | None = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
-        self.act = act
+        rows = 2 * out_features if gated else out_features
+        self.weight: Tensor | None = nn.Parameter(torch.empty(rows, in_features), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(rows), requires_grad=False) if bias else None
+        self.act, self.gated = act, gated
         if act is not None:
             activation(act)  # an unknown one is told before anything is loaded
         self.kernel: Kernel | None = None
@@ -34,16 +37,18 @@ class Linear(nn.Module):
         if self.kernel is not None:
             return self.kernel(x)
         assert self.weight is not None
-        return Plain(self.weight, self.bias, self.act)(x)
+        return Plain(self.weight, self.bias, self.act, self.gated)(x)
 
-    def prepare(self, make: Make) -> list[Kernel]:
-        """Compute with a kernel of this kind from now on. The weights are the kernel's then, and no parameter's."""
+    def prepare(self, make: Callable[[Tensor, Tensor | None, str | None, bool], Kernel | None]) -> Kernel | None:
+        """Compute with this kernel from now on, if there is one. The weights are its own then, and no parameter's.
+
+        make: (weight, bias, activation, whether it is gated) → the kernel, or None for the plain one.
+        """
         assert self.weight is not None, "it is prepared once"
-        self.kernel = make(self.weight, self.bias, self.act)
-        if self.kernel is None:
-            return []
-        self.weight = self.bias = None
-        return [self.kernel]
+        self.kernel = make(self.weight, self.bias, self.act, self.gated)
+        if self.kernel is not None:
+            self.weight = self.bias = None
+        return self.kernel
 
 
 class Block(nn.Module):
@@ -51,39 +56,6 @@ class Block(nn.Module):
 
     def join(self) -> None:
         """Its products have their kernels now: compute all of it in one call from now on, if those have one."""
-
-
-class GatedLinear(nn.Module):
-    """act(x Gᵀ) * (x Uᵀ), biases aside, with G and U in one matrix [2 * out_features, in_features] (Shazeer 2020)."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool, act: str) -> None:
-        super().__init__()
-        self.weight: Tensor | None = nn.Parameter(torch.empty(2 * out_features, in_features), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(2 * out_features), requires_grad=False) if bias else None
-        self.act = act
-        activation(act)
-        self._kernels: tuple[Kernel, Kernel] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self._kernels or self._make(Plain)
-        assert gate is not None
-        assert up is not None
-        return up(x, times=gate(x))
-
-    def prepare(self, make: Make) -> list[Kernel]:
-        """As Linear's."""
-        gate, up = self._make(make)
-        if gate is None or up is None:
-            return []
-        self._kernels = gate, up
-        self.weight = self.bias = None
-        return [gate, up]
-
-    def _make(self, make: Make) -> tuple[Kernel | None, Kernel | None]:
-        assert self.weight is not None
-        gate, up = self.weight.chunk(2)
-        gate_bias, up_bias = (None, None) if self.bias is None else self.bias.chunk(2)
-        return make(gate, gate_bias, self.act), make(up, up_bias, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +76,14 @@ class Preparation:
     def __init__(self, int8: bool = False, deterministic: bool = False) -> None:
         self._int8, self._deterministic = int8, deterministic
         self._room = Room()
-        self._kernels: list[Kernel] = []
-        self._plain = False
+        self._kernels: list[Kernel | None] = []
 
     def take(self, name: str, part: nn.Module) -> None:
         """A part of the model that has its parameters now."""
-        if isinstance(part, Linear | GatedLinear):
+        if isinstance(part, Linear):
             int8 = self._int8 and name.partition(".")[0] != "head"
-            made = part.prepare(partial(fastest, int8=int8, alike=self._deterministic, room=self._room))
-            self._kernels += made
-            self._plain = self._plain or not made
+            kernel = part.prepare(partial(fastest, int8=int8, alike=self._deterministic, room=self._room))
+            self._kernels.append(kernel)
 
     def end(self, model: nn.Module) -> Prepared:
         """All parts have theirs."""
@@ -121,5 +91,6 @@ class Preparation:
         for part in model.modules():
             if isinstance(part, Block):
                 part.join()
-        alike = not self._plain and all(kernel.alike for kernel in self._kernels)
-        return Prepared(any(kernel.recurring for kernel in self._kernels), alike)
+        made = [kernel for kernel in self._kernels if kernel is not None]
+        alike = len(made) == len(self._kernels) and all(kernel.alike for kernel in made)
+        return Prepared(any(kernel.recurring for kernel in made), alike)

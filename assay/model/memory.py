@@ -4,9 +4,8 @@ import ctypes
 import sys
 from pathlib import Path
 
-_TRIM, _MMAP, _ARENAS = -1, -3, -8  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX
+_TRIM, _MAPPINGS, _ARENAS = -1, -4, -8  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX
 _KEPT = 256 << 20
-_LARGEST = 32 << 20  # the most that glibc takes
 _HUGEPAGE, _COLLAPSE = 14, 25  # asm-generic/mman-common.h: MADV_HUGEPAGE, MADV_COLLAPSE
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -16,12 +15,13 @@ def keep_freed_memory() -> None:
 
     The next batch would be given the same pages anew, one fault at a time, zeroed: up to a tenth of a batch's time
     (docs/performance.md). A thread's own arena gives back whole parts of it whatever it is told, so all threads share
-    one. To be called before there are any, by whoever owns the process. Only where the C library is glibc.
+    one; and what has a mapping of its own is always given back, so nothing has one. To be called before there are any
+    threads, by whoever owns the process. Only where the C library is glibc.
     """
     process = _glibc()
     if process is not None:
         process.mallopt(_ARENAS, 1)
-        process.mallopt(_MMAP, _LARGEST)
+        process.mallopt(_MAPPINGS, 0)
         process.mallopt(_TRIM, _KEPT)
 
 

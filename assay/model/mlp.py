@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from assay.model.linear import GatedLinear, Linear
+from assay.model.linear import Linear
 
 
 class MLP(nn.Module):
@@ -23,7 +23,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, act: str, bias: bool = False) -> None:
         super().__init__()
-        self.gate_up = GatedLinear(hidden_size, intermediate_size, bias, act)
+        self.gate_up = Linear(hidden_size, intermediate_size, bias, act, gated=True)
         self.down = Linear(intermediate_size, hidden_size, bias)
 
     def forward(self, x: Tensor) -> Tensor:

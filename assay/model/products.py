@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.model import compiled
-from assay.model.compiled import address, kernels
+from assay.model.compiled import WIDEST, address, kernels
 from assay.model.room import Room
 
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3, "silu": 4, "swish": 4, "tanh": 5}
@@ -43,23 +43,34 @@ def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times
     return y
 
 
+def beside(x: Tensor, lanes: int) -> Tensor:
+    """Rows [2 * size, ...] of two matrices, one over the other → so many of either in turn, zeros behind the last."""
+    size = len(x) // 2
+    groups = -(-size // lanes)
+    padded = x.new_zeros((2, groups * lanes, *x.shape[1:]))
+    padded[:, :size] = x.view(2, size, *x.shape[1:])
+    return padded.view(2, groups, lanes, *x.shape[1:]).transpose(0, 1).reshape(2 * groups * lanes, *x.shape[1:])
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A weight [out_features, in_features] in the layout that vectors of so many lanes multiply with."""
+    """A weight [out_features, in_features], or, gated, two of them, laid out for vectors of so many lanes."""
 
     panels: Tensor
     in_features: int
     out_features: int
     lanes: int
+    gated: bool
 
 
-def pack(weight: Tensor, room: Room) -> Packed:
-    """A weight [out_features, in_features], laid out anew."""
-    weight, lanes = weight.contiguous(), kernels().assay_lanes()
-    out_features, in_features = weight.shape
-    panels = room.empty(-(-out_features // (2 * lanes)) * 2 * lanes * in_features, torch.float32)
-    kernels().assay_pack(lanes, weight.data_ptr(), in_features, out_features, panels.data_ptr())
-    return Packed(panels, in_features, out_features, lanes)
+def pack(weight: Tensor, room: Room, gated: bool = False) -> Packed:
+    """A weight [out_features, in_features], or, gated, G over U [2 * out_features, in_features], laid out anew."""
+    lanes, out_features = kernels().assay_lanes(), len(weight) // 2 if gated else len(weight)
+    weight = beside(weight, lanes) if gated else weight.contiguous()
+    rows, in_features = weight.shape
+    panels = room.empty(-(-rows // (2 * lanes)) * 2 * lanes * in_features, torch.float32)
+    kernels().assay_pack(lanes, weight.data_ptr(), in_features, rows, panels.data_ptr())
+    return Packed(panels, in_features, out_features, lanes, gated)
 
 
 def apart(size: int) -> int:
@@ -72,16 +83,11 @@ def _apart(rows: int, size: int) -> Tensor:
     return torch.empty((rows, size)) if size % 1024 else torch.empty((rows, apart(size)))[:, :size]
 
 
-def _what_follows(bias: Tensor | None, act: str | None, times: Tensor | None, y: Tensor) -> tuple[int | None, ...]:
-    """A product's last arguments: what follows it, and where it is written to."""
-    assert times is None or times.stride() == y.stride()
-    return address(bias), ACTIVATIONS[act], address(times), y.data_ptr(), y.stride(0)
+def multiply(x: Tensor, weight: Packed, bias: Tensor | None, act: str | None) -> Tensor:
+    """act(x Wᵀ + bias), or, gated, act(x Gᵀ + bias) * (x Uᵀ + bias): [rows, in_features] → [rows, out_features]. Raises
+    MemoryError.
 
-
-def multiply(x: Tensor, weight: Packed, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
-    """act(x Wᵀ + bias) * times: [rows, in_features] → [rows, out_features]. Raises MemoryError.
-
-    A row's result does not depend on the others, to the last bit.
+    A gated product's bias lies as `beside` has it. A row's result does not depend on the others, to the last bit.
     """
     x = x if x.stride(1) == 1 else x.contiguous()
     assert x.shape[1] == weight.in_features
@@ -94,7 +100,11 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None, act: str | None, ti
         weight.panels.data_ptr(),
         weight.in_features,
         weight.out_features,
-        *_what_follows(bias, act, times, y),
+        address(bias),
+        ACTIVATIONS[act],
+        weight.gated,
+        y.data_ptr(),
+        y.stride(0),
     )
     if failed:
         raise MemoryError("a product found no memory for its rows")
@@ -116,21 +126,23 @@ class Packed8:
     scale: Tensor
     in_features: int
     out_features: int
+    gated: bool
 
 
-def pack8(whole: Tensor, scale: Tensor, room: Room) -> Packed8:
-    """Whole numbers [out_features, in_features] and the scale of each row, laid out anew."""
-    whole = whole.contiguous()
-    out_features, in_features = whole.shape
-    columns, wide = -(-out_features // 32) * 32, -(-in_features // 4) * 4
+def pack8(whole: Tensor, scale: Tensor, room: Room, gated: bool = False) -> Packed8:
+    """As `pack`, of whole numbers and the scale of each row."""
+    out_features = len(whole) // 2 if gated else len(whole)
+    whole, scale = (beside(whole, WIDEST), beside(scale, WIDEST)) if gated else (whole.contiguous(), scale)
+    rows, in_features = whole.shape
+    columns, wide = -(-rows // 32) * 32, -(-in_features // 4) * 4
     panels, base = room.empty(columns * wide, torch.int8), torch.empty(columns, dtype=torch.int32)
     scales = torch.zeros(columns)
-    scales[:out_features] = scale
-    kernels().assay_pack8(whole.data_ptr(), in_features, out_features, panels.data_ptr(), base.data_ptr())
-    return Packed8(panels, base, scales, in_features, out_features)
+    scales[:rows] = scale
+    kernels().assay_pack8(whole.data_ptr(), in_features, rows, panels.data_ptr(), base.data_ptr())
+    return Packed8(panels, base, scales, in_features, out_features, gated)
 
 
-def multiply8(x: Tensor, weight: Packed8, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
+def multiply8(x: Tensor, weight: Packed8, bias: Tensor | None, act: str | None) -> Tensor:
     """As `multiply`, with each row of x as 8-bit integers and a scale, found as it comes."""
     x = x if x.stride(1) == 1 else x.contiguous()
     assert x.shape[1] == weight.in_features
@@ -148,6 +160,10 @@ def multiply8(x: Tensor, weight: Packed8, bias: Tensor | None, act: str | None, 
         weight.scale.data_ptr(),
         wide,
         weight.out_features,
-        *_what_follows(bias, act, times, y),
+        address(bias),
+        ACTIVATIONS[act],
+        weight.gated,
+        y.data_ptr(),
+        y.stride(0),
     )
     return y
