@@ -16,7 +16,7 @@ from assay import Classifier
 from assay.errors import CheckpointError, ContextLengthError
 from assay.model import bert
 from assay.model.batch import PackedBatch, pack
-from assay.model.linear import Block
+from assay.model.layer import Layer
 from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Sequence
 from tests.tiny import load_plain, rewrite_weights
@@ -367,6 +367,6 @@ def test_bites_on_layers_in_another_order(
 def test_bites_on_wrong_attention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, broken: Callable[..., Tensor]
 ) -> None:
-    monkeypatch.setattr(bert.BertLayer, "join", Block.join)  # a layer in one call has its attention to itself
+    monkeypatch.setattr(Layer, "of", lambda *_: None)  # a layer in one call has its attention to itself
     monkeypatch.setattr(bert, "attention", broken)
     assert broken_score(tmp_path, model_type) > BITES

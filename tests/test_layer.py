@@ -1,6 +1,7 @@
 """A layer in one call against the same products, norms and attention one by one: the same bits."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ from assay.model import products
 from assay.model.batch import PackedBatch, Rows, pack
 from assay.model.bert import BertConfig, BertLayer
 from assay.model.kernels import Int8, Panels, Plain
+from assay.model.layer import Layer
 from assay.model.linear import Linear
+from assay.model.registry import load_model
 from assay.model.room import Room
 from assay.sequence import Sequence
+from tests.families import NATIVE, sequences_for
 
 pytestmark = pytest.mark.usefixtures("vectors")
 
@@ -73,6 +77,25 @@ def test_the_same_bits(shape: str, rows: Rows | None, kind: type[Panels | Int8])
         assert layer.joined is not None
         for given in (x, wide):
             assert torch.equal(layer(given, batch, rows), expected)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_same_bits_of_every_family(
+    name: str, quantization: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quantization == "int8" and not products.has_bytes():
+        pytest.skip("no product of 8-bit integers in this width")
+    NATIVE[name].save(tmp_path)
+    joined = load_model(tmp_path, dtype="float32", quantization=quantization)
+    assert any(getattr(module, "joined", None) is not None for module in joined.module.modules())
+    with monkeypatch.context() as patch:
+        patch.setattr(Layer, "of", lambda *_: None)
+        apart = load_model(tmp_path, dtype="float32", quantization=quantization)
+    for count in (1, 7, 80):  # with the last, each thread takes some rows through all that is behind attention
+        batch = pack(sequences_for(NATIVE[name], seed=count, count=count))
+        with torch.inference_mode():
+            assert torch.equal(joined.module(batch), apart.module(batch))
 
 
 def test_what_it_computes_with_may_be_given_other_places() -> None:

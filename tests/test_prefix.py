@@ -16,6 +16,7 @@ from torch import Tensor
 from assay.engine.runner import ModelRunner, form
 from assay.model import attention as attention_module
 from assay.model import company, prefix
+from assay.model import layer as layer_module
 from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Rows, Run, pack, pick
 from assay.model.company import Filled, Shared
@@ -158,6 +159,7 @@ def test_a_wrong_mask_is_seen(family: str, saved: Saved, monkeypatch: pytest.Mon
         return ((start, length, first, min(prefix, 3)) for start, length, first, prefix in spans(batch, rows))
 
     monkeypatch.setattr(attention_module, "spans", short)
+    monkeypatch.setattr(layer_module, "spans", short)
     monkeypatch.setattr(attention_module, "_mask", top_left)
     assert worst(right, scored(ours, sequences)) > BITES
 

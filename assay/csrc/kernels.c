@@ -349,115 +349,167 @@ void assay_multiply8(const uint8_t *x, int64_t x_row, const float *row_scale, in
 static int64_t apart(int64_t size) { return size % 1024 ? size : size + 16; }
 static int64_t apart8(int64_t size) { return size % 1024 ? size : size + 64; }
 
-/* y = act(x Wᵀ + bias), with W packed by assay_pack or, where there is a base, by assay_pack8. */
+/* As assay_multiply or, where there is a base, as assay_multiply8 has it. */
 struct linear {
     const void *weight;
     const int32_t *base;
     const float *scale, *bias;
-    int64_t in, out, act;
+    int64_t in, out;
+    int act, gated;
 };
 
-/* Of `rows` rows, by all threads, or by the one that calls. whole, scales: room for the rows as whole numbers; copy: for the
-   rows themselves, where their places would be cached over each other. */
-static int multiply_all(int lanes, const struct linear *w, const float *x, int64_t x_row, int64_t rows, float *y,
-                        int64_t y_row, uint8_t *whole, float *scales) {
+/* As assay_normalize, or, centred, as the other has it. Without a weight there is none. */
+struct norm {
+    const float *weight, *bias;
+    float eps, more;
+    int centred;
+};
+
+/* after: each sum is followed by its norm, attn or mlp; otherwise those are ahead of what is added. q, k: of each head; seen,
+   fed: of what is added. turned: floats of a head. Everything else is as in assay_attend. */
+struct layer {
+    struct linear qkv, attn_out, up, down;
+    struct norm attn, mlp, q, k, seen, fed;
+    int64_t heads, kv_heads, dim, turned, left, right;
+    float scale, softcap;
+    int after, lanes;
+};
+
+/* Room for what comes behind attention, for some rows; whole: of any product, as whole numbers. */
+struct space {
+    float *sums, *normed, *inner, *scales;
+    uint8_t *whole;
+    int64_t row, inner_row, whole_row, floats;
+};
+
+static struct space space_of(const struct layer *l, float *room, int64_t rows) {
+    struct space s = {.row = apart(l->qkv.in), .inner_row = apart(l->up.out)};
+    s.whole_row = l->qkv.base ? (larger(l->qkv.in, larger(l->attn_out.in, l->down.in)) + 68 + 3) / 4 * 4 : 0;
+    s.sums = room;
+    s.normed = s.sums + rows * s.row;
+    s.inner = s.normed + rows * s.row;
+    s.scales = s.inner + rows * s.inner_row;
+    s.whole = (uint8_t *)(s.scales + rows);
+    s.floats = rows * (2 * s.row + s.inner_row + 1 + s.whole_row / 4);
+    return s;
+}
+
+/* By all threads, or by the one that calls where all are busy. whole, scales: room for x as whole numbers. */
+static int multiply_by(int lanes, const struct linear *w, const float *x, int64_t x_row, int64_t rows, float *y, int64_t y_row,
+                       uint8_t *whole, float *scales) {
     int64_t wide = (w->in + 3) / 4 * 4;
     if (!w->base)
-        return assay_multiply(lanes, x, x_row, rows, w->weight, w->in, w->out, w->bias, w->act, 0, y, y_row);
+        return assay_multiply(lanes, x, x_row, rows, w->weight, w->in, w->out, w->bias, w->act, w->gated, y, y_row);
     assay_quantize(x, x_row, rows, w->in, whole, apart8(wide), scales);
-    assay_multiply8(whole, apart8(wide), scales, rows, w->weight, w->base, w->scale, wide, w->out, w->bias, w->act, 0, y,
+    assay_multiply8(whole, apart8(wide), scales, rows, w->weight, w->base, w->scale, wide, w->out, w->bias, w->act, w->gated, y,
                     y_row);
     return 0;
 }
 
-static void multiply_here(int lanes, const struct linear *w, const float *x, int64_t x_row, int64_t rows, float *y,
-                          int64_t y_row, uint8_t *whole, float *scales, float *copy) {
-    int64_t panels = (w->out + 2 * lanes - 1) / (2 * lanes), wide = (w->in + 3) / 4 * 4;
-    if (!w->base) {
-        struct product p = {x, w->weight, w->bias, y, x_row, y_row, w->in, w->out, w->act, 0};
-        IN_WIDTH(multiply_part, &p, 0, rows, 0, panels, x_row % 1024 ? 0 : copy);
-        return;
+/* The norm of a + b; a becomes the sum where `keep`. */
+static void norm_sums(const struct norm *n, float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows, int64_t size,
+                      int keep, float *y, int64_t y_row) {
+#pragma omp parallel for if (rows * size > 1 << 14)
+    for (int64_t i = 0; i < rows; i++) {
+        float *from = a + i * a_row, *to = y + i * y_row;
+        IN_WIDTH(normalize_sum_row, from, b + i * b_row, size, n->centred, n->weight, n->bias, n->eps, n->more, keep ? from : to,
+                 to);
     }
-    for (int64_t r = 0; r < rows; r++)
-        IN_WIDTH(quantize_row, x + r * x_row, w->in, whole + r * apart8(wide), scales + r);
-    struct product8 p = {whole, w->weight, w->base, scales, w->scale, w->bias, y, apart8(wide), y_row, wide, w->out, w->act, 0};
-    multiply8_part_16(&p, 0, rows, 0, panels);
 }
 
-/* The norm behind a sum: its weight and bias [hidden]. */
-struct norm {
-    const float *weight, *bias;
-    float eps;
-};
-
-static void norm_sums(const struct norm *n, const float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows,
-                      int64_t size, float *y) {
-    assay_normalize_sum((float *)a, a_row, b, b_row, rows, size, 1, n->weight, n->bias, n->eps, 0.0f, 0, y);
-}
-
-static void norm_sum(const struct norm *n, const float *a, const float *b, int64_t size, float *y) {
-    IN_WIDTH(normalize_sum_row, a, b, size, 1, n->weight, n->bias, n->eps, 0.0f, y, y);
-}
-
-/* One layer of an encoder, each sum followed by its norm, in one call: for few tokens, calls take as long as products, and
-   for many, what is behind attention stays in a core's cache for some rows at a time.
-   x [tokens, hidden] → y [tokens, hidden], or [count, hidden] unless ALL ask. products: qkv, attention's, the MLP's two.
-   norms: behind attention and behind the MLP. room: for each token, apart(hidden) + the larger of apart(3 * hidden) and
-   apart(wide) floats, and, for whole numbers, one more and 68 bytes more than the larger of hidden and wide, which is as much
-   as either takes. Everything else, and what is returned, is as in assay_attend and assay_multiply. */
-int assay_layer(int lanes, const float *x, int64_t tokens, int64_t heads, const struct linear *products,
-                const struct norm *norms, float scale, const int64_t *spans, int64_t count, int which, float *room, float *y) {
-    const struct linear *qkv = products, *attn_out = products + 1, *up = products + 2, *down = products + 3;
-    int64_t hidden = qkv->in, wide = up->out, row = apart(hidden), all_row = apart(3 * hidden), wide_row = apart(wide);
-    int64_t asked = which == ALL ? tokens : count, far = INT64_MAX / 4, whole_row = larger(hidden, wide) + 68;
-    float *narrow = room, *all = narrow + tokens * row; /* q, k and v; then whatever a product or the MLP makes */
-    float *scales = all + tokens * larger(all_row, wide_row);
-    uint8_t *whole = (uint8_t *)(scales + tokens);
-    if (multiply_all(lanes, qkv, x, hidden, tokens, all, all_row, whole, scales)) return 1;
-    const float *before = x;
-    if (which != ALL) {
-        for (int64_t s = 0; s < count; s++) { /* no sequence begins ahead of its number */
-            int64_t token = spans[4 * s] + (which == FIRST ? 0 : spans[4 * s + 1] - 1);
-            memmove(all + s * all_row, all + token * all_row, 4 * hidden);
-            memcpy(y + s * hidden, x + token * hidden, 4 * hidden);
-        }
-        before = y;
+/* y = norm of x, or x where there is none. */
+static void norm_rows(const struct norm *n, const float *x, int64_t x_row, int64_t rows, int64_t size, float *y, int64_t y_row) {
+    if (!n->weight && x == y) return;
+#pragma omp parallel for if (rows * size > 1 << 14)
+    for (int64_t i = 0; i < rows; i++) {
+        if (n->weight)
+            IN_WIDTH(normalize_row, x + i * x_row, size, n->weight, n->eps, n->more, y + i * y_row);
+        else
+            memcpy(y + i * y_row, x + i * x_row, 4 * size);
     }
-    if (assay_attend(all, all + hidden, all + 2 * hidden, narrow, all_row, all_row, all_row, heads, heads, hidden / heads,
-                     spans, count, which, scale, 0.0f, far, far, 0, 0, 0))
+}
+
+/* What comes behind attention, for some rows: x [rows, hidden] and what they have seen [rows, seen_row] → y [rows, hidden],
+   where the norms come after the sums; otherwise what is to be added to x, which has become the first sum. */
+static int feed(const struct layer *l, float *x, const float *seen, int64_t seen_row, int64_t rows, struct space s, float *y) {
+    int64_t hidden = l->qkv.in;
+    if (multiply_by(l->lanes, &l->attn_out, seen, seen_row, rows, s.sums, s.row, s.whole, s.scales)) return 1;
+    norm_rows(&l->seen, s.sums, s.row, rows, hidden, s.sums, s.row);
+    norm_sums(l->after ? &l->attn : &l->mlp, x, hidden, s.sums, s.row, rows, hidden, !l->after, s.normed, s.row);
+    if (multiply_by(l->lanes, &l->up, s.normed, s.row, rows, s.inner, s.inner_row, s.whole, s.scales)) return 1;
+    if (multiply_by(l->lanes, &l->down, s.inner, s.inner_row, rows, s.sums, s.row, s.whole, s.scales)) return 1;
+    if (l->after)
+        norm_sums(&l->mlp, s.normed, s.row, s.sums, s.row, rows, hidden, 0, y, hidden);
+    else
+        norm_rows(&l->fed, s.sums, s.row, rows, hidden, y, hidden);
+    return 0;
+}
+
+/* With few rows, threads share each product; with many, each takes some rows through all of what is behind attention. */
+static int in_parts(int64_t rows) { return (rows + LAYER_ROWS - 1) / LAYER_ROWS >= 4 * omp_get_max_threads(); }
+
+/* Floats from one token to the next in what attention sees and in what it gives, which its input has shared. */
+static int64_t qkv_row(const struct layer *l) { return apart(l->qkv.out); }
+static int64_t seen_row(const struct layer *l) { return larger(apart(l->qkv.in), apart(l->attn_out.in)); }
+
+/* Floats of room that assay_layer wants for so many tokens, of which `asked` ask. */
+int64_t assay_layer_room(const struct layer *l, int64_t tokens, int64_t asked) {
+    int64_t whole = l->qkv.base ? tokens * (1 + space_of(l, 0, 0).whole_row / 4) : 0;
+    return tokens * seen_row(l) + larger(tokens * qkv_row(l) + whole, in_parts(asked) ? 0 : space_of(l, 0, asked).floats);
+}
+
+/* One layer in one call: for few tokens, calls take as long as products, and for many, what is behind attention stays in a
+   core's cache for some rows at a time.
+   x [tokens, hidden], and more, which is to be added to it, or none, → y [tokens, hidden], or [count, hidden] unless ALL ask.
+   Where norms come after their sums, y is what the layer gives; otherwise it is what is to be added to x, which is changed: from
+   its start on, it holds the rows of those that ask. cos, sin: of each token. Everything else, and what is returned, is as in
+   assay_attend and assay_multiply. */
+int assay_layer(const struct layer *l, float *x, const float *more, int64_t tokens, const float *cos, const float *sin,
+                const float *query_table, const float *key_table, int64_t table_row, const int64_t *spans, int64_t count,
+                int which, float *room, float *y) {
+    int64_t hidden = l->qkv.in, all_row = qkv_row(l), row = seen_row(l), asked = which == ALL ? tokens : count;
+    int64_t q_size = l->heads * l->dim, k_size = l->kv_heads * l->dim;
+    float *seen = room, *all = seen + tokens * row, *scales = all + tokens * all_row, *normed = x;
+    int64_t normed_row = hidden;
+    if (!l->after && l->attn.weight) {
+        normed = seen;
+        normed_row = row;
+        if (more)
+            norm_sums(&l->attn, x, hidden, more, hidden, tokens, hidden, 1, normed, row);
+        else
+            norm_rows(&l->attn, x, hidden, tokens, hidden, normed, row);
+    }
+    if (multiply_by(l->lanes, &l->qkv, normed, normed_row, tokens, all, all_row, (uint8_t *)(scales + tokens), scales)) return 1;
+    if (cos) {
+        assay_turn(all, all_row, l->dim, tokens, l->heads, l->dim, l->q.weight, l->q.eps, l->q.more, cos, sin, l->turned);
+        assay_turn(all + q_size, all_row, l->dim, tokens, l->kv_heads, l->dim, l->k.weight, l->k.eps, l->k.more, cos, sin, l->turned);
+    }
+    float *asking = which == ALL || !l->after ? x : y;
+    for (int64_t s = 0; which != ALL && s < count; s++) { /* no sequence begins ahead of its number */
+        int64_t token = spans[4 * s] + (which == FIRST ? 0 : spans[4 * s + 1] - 1);
+        memmove(all + s * all_row, all + token * all_row, 4 * q_size);
+        memmove(asking + s * hidden, x + token * hidden, 4 * hidden);
+    }
+    if (assay_attend(all, all + q_size, all + q_size + k_size, seen, all_row, all_row, all_row, l->heads, l->kv_heads, l->dim,
+                     spans, count, which, l->scale, l->softcap, l->left, l->right, query_table, key_table, table_row))
         return 1;
+    if (!in_parts(asked)) return feed(l, asking, seen, q_size, asked, space_of(l, all, asked), y);
     int64_t parts = (asked + LAYER_ROWS - 1) / LAYER_ROWS;
-    if (parts < 4 * omp_get_max_threads()) {
-        if (multiply_all(lanes, attn_out, narrow, hidden, asked, all, row, whole, scales)) return 1;
-        norm_sums(norms, before, hidden, all, row, asked, hidden, y);
-        if (multiply_all(lanes, up, y, hidden, asked, all, wide_row, whole, scales)) return 1;
-        if (multiply_all(lanes, down, all, wide_row, asked, narrow, row, whole, scales)) return 1;
-        norm_sums(norms + 1, y, hidden, narrow, row, asked, hidden, y);
-        return 0;
-    }
     int failed = 0;
 #pragma omp parallel
     {
-        int64_t inner_row = larger(row, wide_row);
-        float *sums = malloc(LAYER_ROWS * (4 * (2 * row + inner_row + 1) + whole_row)), *normed = sums + LAYER_ROWS * row;
-        float *inner = normed + LAYER_ROWS * row, *own_scales = inner + LAYER_ROWS * inner_row;
-        uint8_t *own = (uint8_t *)(own_scales + LAYER_ROWS);
-        if (!sums)
-#pragma omp atomic write
-            failed = 1;
+        float *own = malloc(4 * space_of(l, 0, LAYER_ROWS).floats);
+        int without = !own;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < parts; i++) {
-            if (!sums) continue;
             int64_t first = asked * i / parts, rows = asked * (i + 1) / parts - first;
-            const float *from = before + first * hidden;
-            multiply_here(lanes, attn_out, narrow + first * hidden, hidden, rows, sums, row, own, own_scales, inner);
-            for (int64_t r = 0; r < rows; r++) norm_sum(norms, from + r * hidden, sums + r * row, hidden, normed + r * row);
-            multiply_here(lanes, up, normed, row, rows, inner, wide_row, own, own_scales, 0);
-            multiply_here(lanes, down, inner, wide_row, rows, sums, row, own, own_scales, 0);
-            for (int64_t r = 0; r < rows; r++)
-                norm_sum(norms + 1, normed + r * row, sums + r * row, hidden, y + (first + r) * hidden);
+            if (!without)
+                without = feed(l, asking + first * hidden, seen + first * q_size, q_size, rows, space_of(l, own, rows), y + first * hidden);
         }
-        free(sums);
+        free(own);
+        if (without)
+#pragma omp atomic write
+            failed = 1;
     }
     return failed;
 }

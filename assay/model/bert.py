@@ -16,7 +16,7 @@ from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
 from assay.model.embedding import embedding
-from assay.model.layer import Layer
+from assay.model.layer import Layer, Norms, Shape
 from assay.model.linear import Block, Linear
 from assay.model.mlp import MLP
 from assay.model.norm import normed_rows, normed_sum
@@ -327,11 +327,13 @@ class BertLayer(Block):
 
     def join(self) -> None:
         products = (self.qkv.kernel, self.attn_out.kernel, self.mlp.up.kernel, self.mlp.down.kernel)
-        self.joined = Layer.of(products, self.attn_norm, self.mlp_norm, self.num_heads, self.scale)
+        head_dim = len(self.attn_norm.weight) // self.num_heads
+        shape = Shape(self.num_heads, self.num_heads, head_dim, self.scale, after=True)
+        self.joined = Layer.of(products, Norms(self.attn_norm, self.mlp_norm), shape)
 
     def forward(self, x: Tensor, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
         if self.joined is not None:
-            return self.joined(x, batch, rows)
+            return self.joined(x, batch, rows)[1]
         x = normed_sum(self.attn_norm, pick(x, batch, rows), self.attend(x, batch, rows))
         return normed_sum(self.mlp_norm, x, self.mlp(x))
 

@@ -23,7 +23,7 @@ _log = logging.getLogger("assay.model")
 WHICH: dict[Which, int] = {"all": 0, "first": 1, "last": 2}
 WIDEST = 16  # floats of a vector
 MARGIN = 32  # columns of no meaning to either side of a table by distance, which vectors reach into
-_ANYWHERE = 1 << 40  # further than any sequence is long
+ANYWHERE = 1 << 40  # further than any sequence is long
 
 # p: an address, n: an int64, i: an int, f: a float; then what comes back.
 _SIGNATURES = {
@@ -37,7 +37,8 @@ _SIGNATURES = {
     "assay_turn": ("p nn nnn p ff pp n", "-"),
     "assay_pack": ("i p nn p", "-"),
     "assay_multiply": ("i pnn pnn p ii pn", "i"),
-    "assay_layer": ("i p nn pp f pni pp", "i"),
+    "assay_layer": ("pppn pp ppn pni pp", "i"),
+    "assay_layer_room": ("pnn", "n"),
     "assay_quantize": ("p nnn pn p", "-"),
     "assay_finish": ("p nn pp i p", "-"),
     "assay_pack8": ("p nn pp", "-"),
@@ -126,16 +127,16 @@ def attend(
         WHICH[which],
         scale,
         softcap or 0.0,
-        _ANYWHERE if left is None else left,
-        _ANYWHERE if right is None else right,
-        *_tables(query_table, key_table),
+        ANYWHERE if left is None else left,
+        ANYWHERE if right is None else right,
+        *tables_at(query_table, key_table),
     )
     if failed:
         raise MemoryError("attention found no memory for its scores")
     return out
 
 
-def _tables(*tables: Tensor | None) -> tuple[int | None, ...]:
+def tables_at(*tables: Tensor | None) -> tuple[int | None, ...]:
     """Where each has its distance 0, and how far a float of a head lies behind the one before."""
     rows = {(table.stride(), table.shape) for table in tables if table is not None}
     if not rows:

@@ -19,7 +19,8 @@ from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows,
 from assay.model.compiled import MARGIN
 from assay.model.disentangled import disentangled_attention
 from assay.model.embedding import embedding
-from assay.model.linear import Linear
+from assay.model.layer import Layer, Norms, Shape
+from assay.model.linear import Block, Linear
 from assay.model.mlp import MLP
 from assay.model.norm import normed_rows, normed_sum
 
@@ -212,7 +213,7 @@ class Distances:
     descending: Tensor | slice
 
 
-class DebertaLayer(nn.Module):
+class DebertaLayer(Block):
     """Two sums, each followed by its norm."""
 
     def __init__(self, config: DebertaConfig) -> None:
@@ -230,22 +231,39 @@ class DebertaLayer(nn.Module):
         self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act)
         self.mlp_norm = nn.LayerNorm(hidden, config.layer_norm_eps)
         self._positions: tuple[Tensor | None, Tensor | None] | None = None
+        self.joined: Layer | None = None
+
+    def join(self) -> None:
+        products = (self.qkv.kernel, self.attn_out.kernel, self.mlp.up.kernel, self.mlp.down.kernel)
+        head_dim = len(self.attn_norm.weight) // self.num_heads
+        shape = Shape(self.num_heads, self.num_heads, head_dim, self.scale, after=True)
+        self.joined = Layer.of(products, Norms(self.attn_norm, self.mlp_norm), shape)
 
     def forward(self, x: Tensor, batch: PackedBatch, distances: Distances | None, rows: Rows | None = None) -> Tensor:
+        if self.joined is not None:
+            return self.joined(x, batch, rows, tables=self.tables(distances))[1]
         x = normed_sum(self.attn_norm, pick(x, batch, rows), self.attend(x, batch, distances, rows))
         return normed_sum(self.mlp_norm, x, self.mlp(x))
 
     def attend(self, x: Tensor, batch: PackedBatch, distances: Distances | None, rows: Rows | None) -> Tensor:
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)
-        if distances is None or not (self.c2p or self.p2c):
+        pos_key, pos_query = self.tables(distances)
+        if pos_key is None and pos_query is None:
             seen = attention(pick(q, batch, rows), k, v, batch, scale=self.scale, rows=rows)
         else:
-            keys, queries = self.positions(distances.relative)
-            pos_key = None if keys is None else keys[..., distances.descending]
-            pos_query = None if queries is None else queries[..., distances.ascending]
             seen = disentangled_attention(q, k, v, pos_key, pos_query, batch, self.scale, rows)
         out: Tensor = self.attn_out(seen.flatten(1))
         return out
+
+    def tables(self, distances: Distances | None) -> tuple[Tensor | None, Tensor | None]:
+        """As `disentangled_attention` has them: pos_key and pos_query, of this batch's distances."""
+        if distances is None:
+            return None, None
+        keys, queries = self.positions(distances.relative)
+        return (
+            None if keys is None else keys[..., distances.descending],
+            None if queries is None else queries[..., distances.ascending],
+        )
 
     def positions(self, relative: RelativeEmbeddings) -> tuple[Tensor | None, Tensor | None]:
         """Relative embeddings as keys (turned around) and as queries, each [heads, head_dim, 2 * span] and a margin.

@@ -14,7 +14,8 @@ from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows
 from assay.model.decoder_config import FAMILIES, DecoderConfig, Raw, read_decoder
 from assay.model.embedding import embedding
-from assay.model.linear import Linear
+from assay.model.layer import Layer, Norms, Shape
+from assay.model.linear import Block, Linear
 from assay.model.mlp import GatedMLP
 from assay.model.norm import RMSNorm, normed_sum, sum_and_norm
 from assay.model.rotary import Rotary, rotate
@@ -201,7 +202,7 @@ class Decoder(nn.Module):
         return normed_sum(self.norm, x, more)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Block):
     """Two sums: attention and MLP, each normed before, and after too where the family does.
 
     Each is done with the norm that follows it: a layer begins with what the last one has left to add, and leaves more.
@@ -230,6 +231,25 @@ class DecoderLayer(nn.Module):
         self.attn_out_norm, self.mlp_out_norm = (
             norm(hidden) if config.flags.four_norms else nn.Identity() for _ in range(2)
         )
+        self.turned = (config.rope if window is None or config.local_rope is None else config.local_rope).dim
+        self.joined: Layer | None = None
+
+    def join(self) -> None:
+        products = (self.qkv.kernel, self.attn_out.kernel, self.mlp.gate_up.kernel, self.mlp.down.kernel)
+        norms = Norms(self.attn_norm, self.mlp_norm, self.q_norm, self.k_norm, self.attn_out_norm, self.mlp_out_norm)
+        heads, kv_heads, _ = self.sizes
+        shape = Shape(
+            heads,
+            kv_heads,
+            self.head_dim,
+            self.scale,
+            after=False,
+            turned=self.turned,
+            causal=True,
+            window=self.window,
+            softcap=self.softcap,
+        )
+        self.joined = Layer.of(products, norms, shape)
 
     def forward(
         self,
@@ -239,6 +259,8 @@ class DecoderLayer(nn.Module):
         turn: tuple[Tensor, Tensor],
         rows: Rows | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if self.joined is not None:
+            return self.joined(x, batch, rows, more, turn)
         x, normed = sum_and_norm(self.attn_norm, x, more)
         seen = self.attn_out_norm(self.attend(normed, batch, turn, rows))
         x, normed = sum_and_norm(self.mlp_norm, pick(x, batch, rows), seen)

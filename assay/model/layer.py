@@ -1,4 +1,4 @@
-"""A layer of an encoder, each sum followed by its norm, in one call of assay's own kernels (assay/csrc).
+"""A layer of a model in one call of assay's own kernels (assay/csrc).
 
 With few tokens, Python between the products takes as long as they do: the weights that pass leave nothing of it in the
 caches. Knows no checkpoint.
@@ -8,6 +8,7 @@ import ctypes
 import threading
 from array import array
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from itertools import chain
 from typing import Self
 
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from assay.model import compiled
-from assay.model.attention import spans
+from assay.model.attention import Window, spans
 from assay.model.batch import PackedBatch, Rows
-from assay.model.compiled import WHICH, WIDEST
+from assay.model.compiled import ANYWHERE, WHICH, WIDEST, address, tables_at
 from assay.model.kernels import Int8, Kernel, Panels
-from assay.model.products import ACTIVATIONS, Packed8, apart
+from assay.model.norm import RMSNorm
+from assay.model.products import ACTIVATIONS, Packed8
 
 _KEPT = 16 << 20  # floats
 _of_thread = threading.local()
@@ -30,18 +32,66 @@ class _Linear(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weight", "base", "scale", "bias")),
-        *((name, ctypes.c_int64) for name in ("in_features", "out_features", "act")),
+        *((name, ctypes.c_int64) for name in ("in_features", "out_features")),
+        *((name, ctypes.c_int) for name in ("act", "gated")),
     )
 
 
 class _Norm(ctypes.Structure):
     """struct norm in kernels.c."""
 
-    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_float))
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "bias")),
+        *((name, ctypes.c_float) for name in ("eps", "more")),
+        ("centred", ctypes.c_int),
+    )
 
 
-Products = tuple[Panels | Int8, ...]
-"""qkv, attn_out, up, down."""
+_PRODUCTS = ("qkv", "attn_out", "up", "down")
+_NORMS = ("attn", "mlp", "q", "k", "seen", "fed")
+
+
+class _Layer(ctypes.Structure):
+    """struct layer in kernels.c."""
+
+    _fields_ = (
+        *((name, _Linear) for name in _PRODUCTS),
+        *((name, _Norm) for name in _NORMS),
+        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "dim", "turned", "left", "right")),
+        *((name, ctypes.c_float) for name in ("scale", "softcap")),
+        *((name, ctypes.c_int) for name in ("after", "lanes")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a layer is beside its products and norms: what `attention` is told; after: each sum is followed by its norm,
+    which else is ahead of what is added; turned: dimensions of a head that `rotate` turns.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    after: bool
+    turned: int = 0
+    causal: bool = False
+    window: Window | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """attn, mlp: of the sums, or ahead of attention and of the MLP. q, k: of each head. seen, fed: of what attention
+    and the MLP add.
+    """
+
+    attn: nn.Module
+    mlp: nn.Module
+    q: nn.Module | None = None
+    k: nn.Module | None = None
+    seen: nn.Module | None = None
+    fed: nn.Module | None = None
 
 
 def _room(size: int) -> Tensor:
@@ -58,72 +108,90 @@ def _room(size: int) -> Tensor:
 
 
 class Layer:
-    """x [tokens, hidden] → [tokens, hidden], or [seqs, hidden] of those rows alone: to the last bit what the products,
-    norms and attention that it is made of give one by one.
-    """
+    """To the last bit what the products, norms and attention that it is made of give one by one."""
 
-    def __init__(
-        self, products: Products, attn_norm: nn.LayerNorm, mlp_norm: nn.LayerNorm, heads: int, scale: float
-    ) -> None:
+    def __init__(self, products: Seq[Panels | Int8], norms: Norms, shape: Shape) -> None:
         self._own: list[Tensor] = []  # what lies at the addresses
-        self._hidden, wide = products[0].weight.in_features, products[2].weight.out_features
-        self._lanes = products[0].weight.lanes if isinstance(products[0], Panels) else WIDEST
-        self._heads, self._scale = heads, scale
-        self._room = apart(self._hidden) + max(apart(3 * self._hidden), apart(wide))
-        if isinstance(products[0], Int8):
-            self._room += 1 + -(-(max(self._hidden, wide) + 68) // 4)
-        self._products = (_Linear * 4)(*map(self._linear, products))
-        self._norms = (_Norm * 2)(self._norm(attn_norm), self._norm(mlp_norm))
+        left, right = shape.window or (ANYWHERE, ANYWHERE)
+        self._layer = _Layer(
+            *map(self._linear, products),
+            *(self._norm(getattr(norms, name)) for name in _NORMS),
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            dim=shape.head_dim,
+            turned=shape.turned,
+            left=left,
+            right=0 if shape.causal else right,
+            scale=shape.scale,
+            softcap=shape.softcap or 0.0,
+            after=shape.after,
+            lanes=products[0].weight.lanes if isinstance(products[0], Panels) else WIDEST,
+        )
+        self._after, self._hidden = shape.after, products[0].weight.in_features
 
     @classmethod
-    def of(
-        cls,
-        products: Seq[Kernel | None],
-        attn_norm: nn.LayerNorm,
-        mlp_norm: nn.LayerNorm,
-        heads: int,
-        scale: float,
-    ) -> Self | None:
+    def of(cls, products: Seq[Kernel | None], norms: Norms, shape: Shape) -> Self | None:
         """Of the products qkv, attn_out, up and down; None where not all of them are assay's own, of one kind."""
         for kind in (Panels, Int8):
-            own = tuple(product for product in products if isinstance(product, kind))
-            if len(own) == 4:
-                return cls(own, attn_norm, mlp_norm, heads, scale)
+            own = [product for product in products if isinstance(product, kind)]
+            if len(own) == len(_PRODUCTS):
+                return cls(own, norms, shape)
         return None
 
     def _linear(self, product: Panels | Int8) -> _Linear:
         weight = product.weight
         whole = (weight.base, weight.scale) if isinstance(weight, Packed8) else (None, None)
         addresses = map(self._address, (weight.panels, *whole, product.bias))
-        return _Linear(*addresses, weight.in_features, weight.out_features, ACTIVATIONS[product.act])
+        return _Linear(*addresses, weight.in_features, weight.out_features, ACTIVATIONS[product.act], weight.gated)
 
-    def _norm(self, norm: nn.LayerNorm) -> _Norm:
+    def _norm(self, norm: nn.Module | None) -> _Norm:
         """Of copies: parameters may yet be given other places."""
-        bias = None if norm.bias is None else norm.bias.clone()
-        return _Norm(self._address(norm.weight.clone()), self._address(bias), norm.eps)
+        if isinstance(norm, RMSNorm):
+            return _Norm(self._address(norm.weight.clone()), None, norm.eps, norm.more, False)
+        if isinstance(norm, nn.LayerNorm):
+            bias = None if norm.bias is None else norm.bias.clone()
+            return _Norm(self._address(norm.weight.clone()), self._address(bias), norm.eps, 0.0, True)
+        assert norm is None or isinstance(norm, nn.Identity)
+        return _Norm()
 
     def _address(self, x: Tensor | None) -> int | None:
-        if x is None:
-            return None
-        self._own.append(x)
-        return x.data_ptr()
+        if x is not None:
+            self._own.append(x)
+        return address(x)
 
-    def __call__(self, x: Tensor, batch: PackedBatch, rows: Rows | None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        batch: PackedBatch,
+        rows: Rows | None,
+        more: Tensor | None = None,
+        turn: tuple[Tensor, Tensor] | None = None,
+        tables: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> tuple[Tensor, Tensor]:
+        """x [tokens, hidden] → (x, y), [tokens, hidden] or [seqs, hidden] of those rows alone: where norms come after
+        their sums, y is what the layer gives, and else what is yet to be added to x, which has changed in its place.
+
+        more: what is to be added to x first. turn: cos and sin of each token. tables: by distance, of queries and of
+        keys, as `compiled.attend` has them. Raises MemoryError.
+        """
         kernels = compiled.library()
         assert kernels is not None, "there were some when the products were made"
-        x = x.contiguous()
-        tokens = x.shape[0]
+        x, tokens, asked = x.contiguous(), x.shape[0], x.shape[0] if rows is None else batch.num_seqs
         flat = array("q", chain.from_iterable(spans(batch, rows)))
-        room = _room(tokens * self._room)
-        y = torch.empty((tokens if rows is None else batch.num_seqs, self._hidden))
+        layer = ctypes.byref(self._layer)
+        cos, sin = turn or (None, None)
+        assert cos is None or (cos.is_contiguous() and cos.shape[1] == self._layer.turned)
+        assert more is not None or self._after or not self._layer.attn.centred, "the first is RMSNorm, or none"
+        room = _room(kernels.assay_layer_room(layer, tokens, asked))
+        y = torch.empty((asked, self._hidden))
         failed = kernels.assay_layer(
-            self._lanes,
+            layer,
             x.data_ptr(),
+            address(more),
             tokens,
-            self._heads,
-            self._products,
-            self._norms,
-            self._scale,
+            address(cos),
+            address(sin),
+            *tables_at(*tables),
             flat.buffer_info()[0],
             len(flat) // 4,
             WHICH[rows or "all"],
@@ -132,4 +200,4 @@ class Layer:
         )
         if failed:
             raise MemoryError("a layer found no memory for its attention or its products")
-        return y
+        return x[:asked], y

@@ -14,7 +14,8 @@ from assay.model.attention import Window, attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
 from assay.model.embedding import embedding
-from assay.model.linear import Linear
+from assay.model.layer import Layer, Norms, Shape
+from assay.model.linear import Block, Linear
 from assay.model.mlp import GatedMLP
 from assay.model.norm import normed_rows, normed_sum, sum_and_norm
 from assay.model.rotary import RopeConfig, Rotary, read_rope, rotate
@@ -158,7 +159,7 @@ class ModernBertModel(nn.Module):
         return normed_sum(self.norm, x, more)
 
 
-class ModernBertLayer(nn.Module):
+class ModernBertLayer(Block):
     """Two sums, each of what was normed before; the first layer takes the embeddings as they are, normed already.
 
     Each is done with the norm that follows it: a layer begins with what the last one has left to add, and leaves more.
@@ -173,6 +174,13 @@ class ModernBertLayer(nn.Module):
         self.attn_out = Linear(hidden, hidden, config.attention_bias)
         self.mlp_norm = _norm(config)
         self.mlp = GatedMLP(hidden, config.intermediate_size, config.hidden_activation, config.mlp_bias)
+        self.joined: Layer | None = None
+
+    def join(self) -> None:
+        products = (self.qkv.kernel, self.attn_out.kernel, self.mlp.gate_up.kernel, self.mlp.down.kernel)
+        heads, head_dim = self.num_heads, len(self.mlp_norm.weight) // self.num_heads
+        shape = Shape(heads, heads, head_dim, self.scale, after=False, turned=head_dim, window=self.window)
+        self.joined = Layer.of(products, Norms(self.attn_norm, self.mlp_norm), shape)
 
     def forward(
         self,
@@ -182,6 +190,8 @@ class ModernBertLayer(nn.Module):
         turn: tuple[Tensor, Tensor],
         rows: Rows | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if self.joined is not None:
+            return self.joined(x, batch, rows, more, turn)
         x, normed = sum_and_norm(self.attn_norm, x, more)
         x, normed = sum_and_norm(self.mlp_norm, pick(x, batch, rows), self.attend(normed, batch, turn, rows))
         return x, self.mlp(normed)
