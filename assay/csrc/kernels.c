@@ -445,8 +445,14 @@ static int feed(const struct layer *l, float *x, const float *seen, int64_t seen
     return 0;
 }
 
-/* With few rows, threads share each product; with many, each takes some rows through all of what is behind attention. */
-static int in_parts(int64_t rows) { return (rows + LAYER_ROWS - 1) / LAYER_ROWS >= 4 * omp_get_max_threads(); }
+static int64_t bytes_of(const struct linear *w) { return w->in * w->out * (w->gated ? 2 : 1) * (w->base ? 1 : 4); }
+
+/* Whether each thread takes some rows through all of what is behind attention: where there are rows enough, and weights so few
+   that they stay in a cache from one part to the next. Otherwise threads share each product. */
+static int in_parts(const struct layer *l, int64_t rows) {
+    return (rows + LAYER_ROWS - 1) / LAYER_ROWS >= 4 * omp_get_max_threads() &&
+           bytes_of(&l->attn_out) + bytes_of(&l->up) + bytes_of(&l->down) <= 16 << 20;
+}
 
 /* Floats from one token to the next in what attention sees and in what it gives, which its input has shared. */
 static int64_t qkv_row(const struct layer *l) { return apart(l->qkv.out); }
@@ -455,7 +461,7 @@ static int64_t seen_row(const struct layer *l) { return larger(apart(l->qkv.in),
 /* Floats of room that assay_layer wants for so many tokens, of which `asked` ask. */
 int64_t assay_layer_room(const struct layer *l, int64_t tokens, int64_t asked) {
     int64_t whole = l->qkv.base ? tokens * (1 + space_of(l, 0, 0).whole_row / 4) : 0;
-    return tokens * seen_row(l) + larger(tokens * qkv_row(l) + whole, in_parts(asked) ? 0 : space_of(l, 0, asked).floats);
+    return tokens * seen_row(l) + larger(tokens * qkv_row(l) + whole, in_parts(l, asked) ? 0 : space_of(l, 0, asked).floats);
 }
 
 /* One layer in one call: for few tokens, calls take as long as products, and for many, what is behind attention stays in a
@@ -493,7 +499,7 @@ int assay_layer(const struct layer *l, float *x, const float *more, int64_t toke
     if (assay_attend(all, all + q_size, all + q_size + k_size, seen, all_row, all_row, all_row, l->heads, l->kv_heads, l->dim,
                      spans, count, which, l->scale, l->softcap, l->left, l->right, query_table, key_table, table_row))
         return 1;
-    if (!in_parts(asked)) return feed(l, asking, seen, q_size, asked, space_of(l, all, asked), y);
+    if (!in_parts(l, asked)) return feed(l, asking, seen, q_size, asked, space_of(l, all, asked), y);
     int64_t parts = (asked + LAYER_ROWS - 1) / LAYER_ROWS;
     int failed = 0;
 #pragma omp parallel
