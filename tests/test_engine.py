@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from assay.config import EngineConfig
+from assay.engine import engine as engine_module
 from assay.engine.engine import Engine
 from assay.engine.runner import Batch, ModelRunner, form
 from assay.errors import (
@@ -25,6 +26,7 @@ from assay.errors import (
     UnavailableError,
 )
 from assay.metrics import Metrics
+from assay.model.room import Room
 from assay.sequence import Options, Prediction, Sequence, TextPrompt, TokenPrompt
 from tests.tiny import save_bert, word_embeddings
 
@@ -597,6 +599,22 @@ async def test_close_while_texts_are_tokenized(bench: Bench, monkeypatch: pytest
     assert all(call.done() for call in calls), "a caller waits for ever"
     assert not any(call.cancelled() for call in calls), "a caller that nobody cancelled was cancelled"
     assert all(isinstance(call.exception(), UnavailableError) for call in calls)
+
+
+@pytest.mark.parametrize("seconds", [0, 1000])
+async def test_weights_are_settled_after_a_while_unless_it_is_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    settled = threading.Event()
+    monkeypatch.setattr(Room, "settle", lambda _: settled.set())
+    monkeypatch.setattr(engine_module, "_SETTLING_SECONDS", seconds)
+    engine = Engine.load(EngineConfig(str(folder)))
+    assert not settled.is_set()
+    engine.start()
+    if not seconds:
+        assert await asyncio.to_thread(settled.wait, 10)
+    await asyncio.to_thread(engine.close)
+    assert settled.is_set() == (seconds == 0)
 
 
 async def test_no_thread_outlives_close(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import gc
 import platform
 import re
-import threading
 from pathlib import Path
 
 import pytest
@@ -44,10 +43,9 @@ def test_a_chunk_is_given_back_with_the_last_that_lies_in_it() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="no /proc here")
-def test_weights_are_moved_into_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_moved_into_large_pages() -> None:
     place = Room()
     weights = place.empty(4 << 20, torch.float32).copy_(torch.arange(4 << 20))
-    at_once(monkeypatch)
     if large_at(weights.data_ptr()) > 0:
         pytest.skip("this system has large pages for everything")
     place.settle()
@@ -57,11 +55,6 @@ def test_weights_are_moved_into_large_pages(monkeypatch: pytest.MonkeyPatch) -> 
     if tuple(map(int, platform.release().split(".")[:2])) < (6, 1):
         pytest.skip("this system moves them when it likes")
     assert large_at(weights.data_ptr()) >= 12 << 20
-
-
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_SECONDS", 0)
-    monkeypatch.setattr(threading.Timer, "start", threading.Timer.run)
 
 
 def large_at(address: int) -> int:
@@ -80,7 +73,6 @@ def test_an_operator_who_wants_no_large_pages_gets_none(monkeypatch: pytest.Monk
     switch = tmp_path / "enabled"
     switch.write_text("always madvise [never]\n")
     monkeypatch.setattr(memory, "_LARGE_PAGES", switch)
-    at_once(monkeypatch)
     place = Room()
     weights = place.empty(4 << 20, torch.float32).fill_(1)
     before = large_at(weights.data_ptr())

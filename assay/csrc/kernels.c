@@ -210,24 +210,47 @@ void assay_finish(float *y, int64_t rows, int64_t size, const float *scale, cons
     }
 }
 
-/* y [rows, size], of rows of x x_row apart: each over its root mean square, times weight [size] + more. */
-void assay_normalize(const float *x, int64_t x_row, int64_t rows, int64_t size, const float *weight, float eps, float more,
-                     float *y) {
+/* Of rows: each, less its mean where it is centred, over its deviation from it or from 0, times weight + more, plus bias, which
+   may be absent. Without a weight there is none. */
+struct norm {
+    const float *weight, *bias;
+    float eps, more;
+    int centred;
+};
+
+/* The norm of a + b; a becomes the sum where `keep`. */
+static void norm_sums(const struct norm *n, float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows, int64_t size,
+                      int keep, float *y, int64_t y_row) {
 #pragma omp parallel for if (rows * size > 1 << 14)
     for (int64_t i = 0; i < rows; i++) {
-        IN_WIDTH(normalize_row, x + i * x_row, size, weight, eps, more, y + i * size);
+        float *from = a + i * a_row, *to = y + i * y_row;
+        IN_WIDTH(normalize_sum_row, from, b + i * b_row, size, n->centred, n->weight, n->bias, n->eps, n->more, keep ? from : to,
+                 to);
     }
 }
 
-/* y [rows, size], of the rows of a + b, less their mean where they are centred, over their deviation from it or from 0, times
-   weight + more, plus bias, which may be absent. Rows lie a_row, b_row and size apart. The sums replace a where `keep`. */
-void assay_normalize_sum(float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows, int64_t size, int centred,
-                         const float *weight, const float *bias, float eps, float more, int keep, float *y) {
+/* y = the norm of x, which is not centred, or x where there is none. */
+static void norm_rows(const struct norm *n, const float *x, int64_t x_row, int64_t rows, int64_t size, float *y, int64_t y_row) {
+    if (!n->weight && x == y) return;
 #pragma omp parallel for if (rows * size > 1 << 14)
     for (int64_t i = 0; i < rows; i++) {
-        float *from = a + i * a_row, *to = y + i * size;
-        IN_WIDTH(normalize_sum_row, from, b + i * b_row, size, centred, weight, bias, eps, more, keep ? from : to, to);
+        if (n->weight)
+            IN_WIDTH(normalize_row, x + i * x_row, size, n->weight, n->eps, n->more, y + i * y_row);
+        else
+            memcpy(y + i * y_row, x + i * x_row, 4 * size);
     }
+}
+
+/* y [rows, size], of rows of x x_row apart. */
+void assay_normalize(const float *x, int64_t x_row, int64_t rows, int64_t size, const float *weight, float eps, float more,
+                     float *y) {
+    norm_rows(&(struct norm){.weight = weight, .eps = eps, .more = more}, x, x_row, rows, size, y, size);
+}
+
+/* y [rows, size], of the rows of a + b, which lie a_row and b_row apart. The sums replace a where `keep`. */
+void assay_normalize_sum(float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows, int64_t size, int centred,
+                         const float *weight, const float *bias, float eps, float more, int keep, float *y) {
+    norm_sums(&(struct norm){weight, bias, eps, more, centred}, a, a_row, b, b_row, rows, size, keep, y, size);
 }
 
 /* y [rows, size]: of each of `count` tables [sizes[i], size] the row that its ids [rows] name, summed, then as
@@ -358,13 +381,6 @@ struct linear {
     int act, gated;
 };
 
-/* As assay_normalize, or, centred, as the other has it. Without a weight there is none. */
-struct norm {
-    const float *weight, *bias;
-    float eps, more;
-    int centred;
-};
-
 /* after: each sum is followed by its norm, attn or mlp; otherwise those are ahead of what is added. q, k: of each head; seen,
    fed: of what is added. turned: floats of a head. Everything else is as in assay_attend. */
 struct layer {
@@ -395,7 +411,7 @@ static struct space space_of(const struct layer *l, float *room, int64_t rows) {
 }
 
 /* By all threads, or by the one that calls where all are busy. whole, scales: room for x as whole numbers. */
-static int multiply_by(int lanes, const struct linear *w, const float *x, int64_t x_row, int64_t rows, float *y, int64_t y_row,
+static int apply(int lanes, const struct linear *w, const float *x, int64_t x_row, int64_t rows, float *y, int64_t y_row,
                        uint8_t *whole, float *scales) {
     int64_t wide = (w->in + 3) / 4 * 4;
     if (!w->base)
@@ -406,38 +422,15 @@ static int multiply_by(int lanes, const struct linear *w, const float *x, int64_
     return 0;
 }
 
-/* The norm of a + b; a becomes the sum where `keep`. */
-static void norm_sums(const struct norm *n, float *a, int64_t a_row, const float *b, int64_t b_row, int64_t rows, int64_t size,
-                      int keep, float *y, int64_t y_row) {
-#pragma omp parallel for if (rows * size > 1 << 14)
-    for (int64_t i = 0; i < rows; i++) {
-        float *from = a + i * a_row, *to = y + i * y_row;
-        IN_WIDTH(normalize_sum_row, from, b + i * b_row, size, n->centred, n->weight, n->bias, n->eps, n->more, keep ? from : to,
-                 to);
-    }
-}
-
-/* y = norm of x, or x where there is none. */
-static void norm_rows(const struct norm *n, const float *x, int64_t x_row, int64_t rows, int64_t size, float *y, int64_t y_row) {
-    if (!n->weight && x == y) return;
-#pragma omp parallel for if (rows * size > 1 << 14)
-    for (int64_t i = 0; i < rows; i++) {
-        if (n->weight)
-            IN_WIDTH(normalize_row, x + i * x_row, size, n->weight, n->eps, n->more, y + i * y_row);
-        else
-            memcpy(y + i * y_row, x + i * x_row, 4 * size);
-    }
-}
-
 /* What comes behind attention, for some rows: x [rows, hidden] and what they have seen [rows, seen_row] → y [rows, hidden],
    where the norms come after the sums; otherwise what is to be added to x, which has become the first sum. */
 static int feed(const struct layer *l, float *x, const float *seen, int64_t seen_row, int64_t rows, struct space s, float *y) {
     int64_t hidden = l->qkv.in;
-    if (multiply_by(l->lanes, &l->attn_out, seen, seen_row, rows, s.sums, s.row, s.whole, s.scales)) return 1;
+    if (apply(l->lanes, &l->attn_out, seen, seen_row, rows, s.sums, s.row, s.whole, s.scales)) return 1;
     norm_rows(&l->seen, s.sums, s.row, rows, hidden, s.sums, s.row);
     norm_sums(l->after ? &l->attn : &l->mlp, x, hidden, s.sums, s.row, rows, hidden, !l->after, s.normed, s.row);
-    if (multiply_by(l->lanes, &l->up, s.normed, s.row, rows, s.inner, s.inner_row, s.whole, s.scales)) return 1;
-    if (multiply_by(l->lanes, &l->down, s.inner, s.inner_row, rows, s.sums, s.row, s.whole, s.scales)) return 1;
+    if (apply(l->lanes, &l->up, s.normed, s.row, rows, s.inner, s.inner_row, s.whole, s.scales)) return 1;
+    if (apply(l->lanes, &l->down, s.inner, s.inner_row, rows, s.sums, s.row, s.whole, s.scales)) return 1;
     if (l->after)
         norm_sums(&l->mlp, s.normed, s.row, s.sums, s.row, rows, hidden, 0, y, hidden);
     else
@@ -485,7 +478,7 @@ int assay_layer(const struct layer *l, float *x, const float *more, int64_t toke
         else
             norm_rows(&l->attn, x, hidden, tokens, hidden, normed, row);
     }
-    if (multiply_by(l->lanes, &l->qkv, normed, normed_row, tokens, all, all_row, (uint8_t *)(scales + tokens), scales)) return 1;
+    if (apply(l->lanes, &l->qkv, normed, normed_row, tokens, all, all_row, (uint8_t *)(scales + tokens), scales)) return 1;
     if (cos) {
         assay_turn(all, all_row, l->dim, tokens, l->heads, l->dim, l->q.weight, l->q.eps, l->q.more, cos, sin, l->turned);
         assay_turn(all + q_size, all_row, l->dim, tokens, l->kv_heads, l->dim, l->k.weight, l->k.eps, l->k.more, cos, sin, l->turned);

@@ -23,7 +23,7 @@ from assay.engine.encoder import PromptEncoder
 from assay.engine.loading import load
 from assay.engine.runner import Batch, ModelRunner
 from assay.engine.scheduler import Scheduler
-from assay.engine.threads import Threads
+from assay.engine.threads import Later, Threads
 from assay.engine.waiter import Waiter
 from assay.engine.windows import Combination, combined
 from assay.engine.worker import Worker
@@ -37,6 +37,7 @@ Result = TypeVar("Result")
 
 _log = logging.getLogger("assay.engine")
 _DEFAULTS = Options()
+_SETTLING_SECONDS = 1.0  # from the start on: who waits for the first answer has it by then
 
 
 class Engine:
@@ -75,6 +76,7 @@ class Engine:
             on_answers=lambda batch, answers: self._on_loop(self._deliver, batch, answers),
             on_death=lambda error: self._on_loop(self._die, error),
         )
+        self._settling = Later(_SETTLING_SECONDS, model.settle, "assay-pages")
         self._cache = ResultCache(config.max_cache_bytes)
         self._waiters: dict[Sequence, Waiter] = {}
         self._active = 0  # classify calls that have been accepted and not answered
@@ -124,6 +126,7 @@ class Engine:
         """Begin to take work, on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._worker.start()
+        self._settling.start()
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -235,6 +238,7 @@ class Engine:
         """Stop the threads. Whatever still waits is told so; drain first to leave nobody waiting."""
         self._draining = True
         shutting_down = UnavailableError("The engine is shutting down.")
+        self._settling.give_up()
         self._worker.close()
         self._threads.close(shutting_down)
         self._on_loop(self._fail_all, shutting_down)

@@ -298,6 +298,20 @@ class _Hand(threading.Thread):
             return self._given_up
 
 
+class Later(threading.Timer):
+    """A call on a daemon thread of its own, some seconds after `start`, unless it is given up before."""
+
+    def __init__(self, seconds: float, call: Callable[[], None], name: str) -> None:
+        super().__init__(seconds, call)
+        self.name, self.daemon = name, True
+
+    def give_up(self) -> None:
+        """If the call has begun, wait for its end."""
+        self.cancel()
+        if self.is_alive():
+            self.join()
+
+
 def _settle(jobs: list[_Job], outcomes: list[Outcome]) -> None:
     """On the loop. Who was run twice has had the first answer."""
     for job, (result, error) in zip(jobs, outcomes, strict=True):

@@ -70,24 +70,23 @@ class Preparation:
     """Gives each product of a model that is being filled the fastest kernel that its weights and this machine allow.
 
     int8: in the trunk, whose weights are float32; the head stays as it is. deterministic: of kernels that treat any
-    number of rows alike, where there are.
+    number of rows alike, where there are. room: what weights lie in.
     """
 
     def __init__(self, int8: bool = False, deterministic: bool = False) -> None:
         self._int8, self._deterministic = int8, deterministic
-        self._room = Room()
+        self.room = Room()
         self._kernels: list[Kernel | None] = []
 
     def take(self, name: str, part: nn.Module) -> None:
         """A part of the model that has its parameters now."""
         if isinstance(part, Linear):
             int8 = self._int8 and name.partition(".")[0] != "head"
-            kernel = part.prepare(partial(fastest, int8=int8, alike=self._deterministic, room=self._room))
+            kernel = part.prepare(partial(fastest, int8=int8, alike=self._deterministic, room=self.room))
             self._kernels.append(kernel)
 
     def end(self, model: nn.Module) -> Prepared:
         """All parts have theirs."""
-        self._room.settle()
         for part in model.modules():
             if isinstance(part, Block):
                 part.join()

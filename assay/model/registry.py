@@ -89,7 +89,8 @@ _PROBLEM_TYPE: dict[ActivationChoice, dict[str, str]] = {
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model and what callers must know of it. `module` maps a PackedBatch on `device` to logits [seqs, labels], which
-    `calibration` does not touch: whoever makes probabilities of them applies it.
+    `calibration` does not touch: whoever makes probabilities of them applies it. `settle` makes short texts faster, in
+    a second or so: to be called once nobody waits for the first answer any more.
     """
 
     module: nn.Module
@@ -105,6 +106,7 @@ class LoadedModel:
     quantization: Quantization = "none"
     deterministic: bool = False
     calibration: Calibration | None = None
+    settle: Callable[[], None] = lambda: None
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
@@ -197,6 +199,7 @@ def _native(
         device=torch_device,
         quantization=quantization,
         deterministic=deterministic,
+        settle=preparation.room.settle,
     )
 
 

@@ -1,7 +1,6 @@
 """Where weights lie. Knows no layout and no model."""
 
 import mmap
-import threading
 
 import torch
 from torch import Tensor
@@ -10,7 +9,6 @@ from assay.model.memory import into_large_pages
 
 _CHUNK = 64 << 20  # as much as is asked for at once; what nobody has touched takes no memory
 _PAGE = 4096
-_SECONDS = 1.0  # until weights are moved
 
 
 class Room:
@@ -35,22 +33,12 @@ class Room:
         return self._chunks[-1][start : start + size * dtype.itemsize].view(dtype)
 
     def settle(self) -> None:
-        """Nothing more comes: move what is here into large pages, in a second, on a thread that ends.
-
-        They may take the system longer to find than the weights to read, and whoever waits for the first answer is not
-        to wait for them.
+        """Nothing more comes: move what is here into large pages, which may take the system longer to find than the
+        weights to read.
         """
         chunks, self._chunks = self._chunks, []
-        parts = [chunk[: self._used if chunk is chunks[-1] else None] for chunk in chunks]
-        if parts:
-            timer = threading.Timer(_SECONDS, _move, (parts,))
-            timer.name, timer.daemon = "assay-pages", True
-            timer.start()
-
-
-def _move(parts: list[Tensor]) -> None:
-    for part in parts:
-        into_large_pages(part.data_ptr(), len(part))
+        for chunk in chunks:
+            into_large_pages(chunk.data_ptr(), self._used if chunk is chunks[-1] else len(chunk))
 
 
 def _mapped(size: int) -> mmap.mmap:
