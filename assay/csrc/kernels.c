@@ -412,7 +412,7 @@ static struct space space_of(const struct layer *l, float *room, int64_t rows) {
 
 /* By all threads, or by the one that calls where all are busy. whole, scales: room for x as whole numbers. */
 static int apply(int lanes, const struct linear *w, const float *x, int64_t x_row, int64_t rows, float *y, int64_t y_row,
-                       uint8_t *whole, float *scales) {
+                 uint8_t *whole, float *scales) {
     int64_t wide = (w->in + 3) / 4 * 4;
     if (!w->base)
         return assay_multiply(lanes, x, x_row, rows, w->weight, w->in, w->out, w->bias, w->act, w->gated, y, y_row);
@@ -480,8 +480,9 @@ int assay_layer(const struct layer *l, float *x, const float *more, int64_t toke
     }
     if (apply(l->lanes, &l->qkv, normed, normed_row, tokens, all, all_row, (uint8_t *)(scales + tokens), scales)) return 1;
     if (cos) {
-        assay_turn(all, all_row, l->dim, tokens, l->heads, l->dim, l->q.weight, l->q.eps, l->q.more, cos, sin, l->turned);
-        assay_turn(all + q_size, all_row, l->dim, tokens, l->kv_heads, l->dim, l->k.weight, l->k.eps, l->k.more, cos, sin, l->turned);
+        const struct norm *q = &l->q, *k = &l->k;
+        assay_turn(all, all_row, l->dim, tokens, l->heads, l->dim, q->weight, q->eps, q->more, cos, sin, l->turned);
+        assay_turn(all + q_size, all_row, l->dim, tokens, l->kv_heads, l->dim, k->weight, k->eps, k->more, cos, sin, l->turned);
     }
     float *asking = which == ALL || !l->after ? x : y;
     for (int64_t s = 0; which != ALL && s < count; s++) { /* no sequence begins ahead of its number */
@@ -502,8 +503,9 @@ int assay_layer(const struct layer *l, float *x, const float *more, int64_t toke
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < parts; i++) {
             int64_t first = asked * i / parts, rows = asked * (i + 1) / parts - first;
-            if (!without)
-                without = feed(l, asking + first * hidden, seen + first * q_size, q_size, rows, space_of(l, own, rows), y + first * hidden);
+            if (without) continue;
+            struct space space = space_of(l, own, rows);
+            without = feed(l, asking + first * hidden, seen + first * q_size, q_size, rows, space, y + first * hidden);
         }
         free(own);
         if (without)
