@@ -361,16 +361,17 @@ def no_qk_norm_weight(module: TextClassifier, patch: pytest.MonkeyPatch) -> None
 
 def windows_of(shift: int) -> Break:
     def apply(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
-        windows = [layer.window for layer in module.trunk.layers]
+        windows = [layer.shape.window for layer in module.trunk.layers]
         for i, layer in enumerate(module.trunk.layers):
-            layer.window = windows[(i + shift) % len(windows)]
+            layer.shape = replace(layer.shape, window=windows[(i + shift) % len(windows)])
 
     return apply
 
 
 def wider_window(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
     for layer in module.trunk.layers:
-        layer.window = layer.window and (layer.window[0] + 1, 0)
+        window = layer.shape.window
+        layer.shape = replace(layer.shape, window=window and (window[0] + 1, 0))
 
 
 def rotary_with(**fields: Any) -> Break:
@@ -410,8 +411,8 @@ def no_last_norm(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
 def swapped_halves(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
     """Up before gate in the fused matrix."""
     for layer in module.trunk.layers:
-        gate, up = layer.mlp.gate_up.weight.data.chunk(2)
-        layer.mlp.gate_up.weight.data = torch.cat([up, gate])
+        gate, up = layer.mlp.up.weight.data.chunk(2)
+        layer.mlp.up.weight.data = torch.cat([up, gate])
 
 
 def token_before_last(module: TextClassifier, patch: pytest.MonkeyPatch) -> None:
@@ -461,7 +462,10 @@ BREAKS = {
         windows_of(1), ["gemma2", "gemma2 layer_types", "gemma3 pattern 2", "qwen2 window from layer 1"]
     ),
     "softcap off": Broken(without(softcap=None), ["gemma2", "gemma2 hard softcap"]),
-    "scale of head_dim": Broken(each_layer(scale=lambda layer: layer.head_dim**-0.5), ["gemma2", "gemma3_text"]),
+    "scale of head_dim": Broken(
+        each_layer(shape=lambda layer: replace(layer.shape, scale=layer.shape.head_dim**-0.5)),
+        ["gemma2", "gemma3_text"],
+    ),
     "q/k norms off": Broken(each_layer(q_norm=None, k_norm=None), ["qwen3", "gemma3_text"]),
     "q norm unweighted": Broken(no_qk_norm_weight, ["qwen3", "gemma3_text"]),
     "norm after attention off": Broken(NORM_AFTER[0], ["gemma2", "gemma3_text"]),
@@ -472,7 +476,7 @@ BREAKS = {
     "GQA order": Broken(other_gqa_order, [*FAMILIES, "llama 3 kv heads"]),
     "qkv bias off": Broken(no_bias("qkv"), ["llama attention_bias", "qwen2", "qwen3 attention_bias"]),
     "o bias off": Broken(no_bias("attn_out"), ["llama attention_bias", "gemma2 attention_bias"]),
-    "MLP up bias off": Broken(no_bias("mlp.gate_up"), ["llama mlp_bias"]),
+    "MLP up bias off": Broken(no_bias("mlp.up"), ["llama mlp_bias"]),
     "MLP down bias off": Broken(no_bias("mlp.down"), ["llama mlp_bias"]),
     "gate and up swapped": Broken(swapped_halves, list(FAMILIES)),
     "rope scaling ignored": Broken(rotary_with(kind="default"), SCALED),

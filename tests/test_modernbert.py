@@ -16,6 +16,7 @@ from assay.model import modernbert
 from assay.model.attention import attention
 from assay.model.batch import PackedBatch
 from assay.model.layer import Layer
+from assay.model.mlp import MLP
 from assay.model.registry import load_model
 from assay.model.rotary import rotate
 from tests.tiny import load_plain
@@ -171,8 +172,8 @@ def _norm_the_first_layer(model: nn.Module) -> None:
 
 def _gate_and_input_swapped(model: nn.Module) -> None:
     for module in model.modules():
-        if hasattr(module, "gate_up"):
-            linear: Any = module.gate_up
+        if isinstance(module, MLP):
+            linear: Any = module.up
             linear.weight.data = linear.weight.data.roll(linear.weight.shape[0] // 2, dims=0)
 
 

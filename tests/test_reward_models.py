@@ -311,8 +311,8 @@ def regroup(module: Any) -> None:
 
 def gate_up_swapped(module: Any) -> None:
     for layer in module.trunk.layers:
-        gate, up = layer.mlp.gate_up.weight.data.chunk(2)
-        layer.mlp.gate_up.weight.data = torch.cat([up, gate])
+        gate, up = layer.mlp.up.weight.data.chunk(2)
+        layer.mlp.up.weight.data = torch.cat([up, gate])
 
 
 def no_relu(module: Any) -> None:

@@ -16,8 +16,8 @@ from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
 from assay.model.embedding import embedding
-from assay.model.layer import Layer, Norms, Shape
-from assay.model.linear import Block, Linear
+from assay.model.layer import Shape, TransformerLayer
+from assay.model.linear import Linear
 from assay.model.mlp import MLP
 from assay.model.norm import normed_rows, normed_sum
 
@@ -311,25 +311,18 @@ def positions_after(pad_token_id: int, batch: PackedBatch) -> Tensor:
     return (seen - (seen - counts)[first]) * counts + pad_token_id
 
 
-class BertLayer(Block):
+class BertLayer(TransformerLayer):
     """Two sums, each followed by its norm."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.scale = (config.hidden_size // config.num_attention_heads) ** -0.5
+        heads, head_dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        self.shape = Shape(heads, heads, head_dim, head_dim**-0.5, after=True)
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
         self.attn_out = Linear(config.hidden_size, config.hidden_size)
         self.attn_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.joined: Layer | None = None
-
-    def join(self) -> None:
-        products = (self.qkv.kernel, self.attn_out.kernel, self.mlp.up.kernel, self.mlp.down.kernel)
-        head_dim = len(self.attn_norm.weight) // self.num_heads
-        shape = Shape(self.num_heads, self.num_heads, head_dim, self.scale, after=True)
-        self.joined = Layer.of(products, Norms(self.attn_norm, self.mlp_norm), shape)
 
     def forward(self, x: Tensor, batch: PackedBatch, rows: Rows | None = None) -> Tensor:
         if self.joined is not None:
@@ -338,7 +331,7 @@ class BertLayer(Block):
         return normed_sum(self.mlp_norm, x, self.mlp(x))
 
     def attend(self, x: Tensor, batch: PackedBatch, rows: Rows | None) -> Tensor:
-        q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)
-        seen = attention(pick(q, batch, rows), k, v, batch, scale=self.scale, rows=rows)
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.shape.heads, -1).unbind(1)
+        seen = attention(pick(q, batch, rows), k, v, batch, scale=self.shape.scale, rows=rows)
         out: Tensor = self.attn_out(seen.flatten(1))
         return out

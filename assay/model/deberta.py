@@ -19,8 +19,8 @@ from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows,
 from assay.model.compiled import MARGIN
 from assay.model.disentangled import disentangled_attention
 from assay.model.embedding import embedding
-from assay.model.layer import Layer, Norms, Shape
-from assay.model.linear import Block, Linear
+from assay.model.layer import Shape, TransformerLayer
+from assay.model.linear import Linear
 from assay.model.mlp import MLP
 from assay.model.norm import normed_rows, normed_sum
 
@@ -213,15 +213,16 @@ class Distances:
     descending: Tensor | slice
 
 
-class DebertaLayer(Block):
+class DebertaLayer(TransformerLayer):
     """Two sums, each followed by its norm."""
 
     def __init__(self, config: DebertaConfig) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.num_heads = config.num_attention_heads
+        heads, head_dim = config.num_attention_heads, hidden // config.num_attention_heads
         self.c2p, self.p2c = config.scores_by("c2p"), config.scores_by("p2c")
-        self.scale = (hidden // config.num_attention_heads * (1 + self.c2p + self.p2c)) ** -0.5
+        scale = (head_dim * (1 + self.c2p + self.p2c)) ** -0.5
+        self.shape = Shape(heads, heads, head_dim, scale, after=True)
         self.qkv = Linear(hidden, 3 * hidden)
         own = config.relative_attention and not config.share_att_key
         self.pos_key = Linear(hidden, hidden) if own and self.c2p else None
@@ -231,13 +232,6 @@ class DebertaLayer(Block):
         self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act)
         self.mlp_norm = nn.LayerNorm(hidden, config.layer_norm_eps)
         self._positions: tuple[Tensor | None, Tensor | None] | None = None
-        self.joined: Layer | None = None
-
-    def join(self) -> None:
-        products = (self.qkv.kernel, self.attn_out.kernel, self.mlp.up.kernel, self.mlp.down.kernel)
-        head_dim = len(self.attn_norm.weight) // self.num_heads
-        shape = Shape(self.num_heads, self.num_heads, head_dim, self.scale, after=True)
-        self.joined = Layer.of(products, Norms(self.attn_norm, self.mlp_norm), shape)
 
     def forward(self, x: Tensor, batch: PackedBatch, distances: Distances | None, rows: Rows | None = None) -> Tensor:
         if self.joined is not None:
@@ -246,12 +240,12 @@ class DebertaLayer(Block):
         return normed_sum(self.mlp_norm, x, self.mlp(x))
 
     def attend(self, x: Tensor, batch: PackedBatch, distances: Distances | None, rows: Rows | None) -> Tensor:
-        q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.shape.heads, -1).unbind(1)
         pos_key, pos_query = self.tables(distances)
         if pos_key is None and pos_query is None:
-            seen = attention(pick(q, batch, rows), k, v, batch, scale=self.scale, rows=rows)
+            seen = attention(pick(q, batch, rows), k, v, batch, scale=self.shape.scale, rows=rows)
         else:
-            seen = disentangled_attention(q, k, v, pos_key, pos_query, batch, self.scale, rows)
+            seen = disentangled_attention(q, k, v, pos_key, pos_query, batch, self.shape.scale, rows)
         out: Tensor = self.attn_out(seen.flatten(1))
         return out
 
@@ -283,7 +277,7 @@ class DebertaLayer(Block):
         return self._positions
 
     def _columns(self, projected: Tensor) -> Tensor:
-        return pad(projected.T.reshape(self.num_heads, -1, len(projected)), (MARGIN, MARGIN))
+        return pad(projected.T.reshape(self.shape.heads, -1, len(projected)), (MARGIN, MARGIN))
 
 
 class ConvLayer(nn.Module):

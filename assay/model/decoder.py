@@ -14,9 +14,9 @@ from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows
 from assay.model.decoder_config import FAMILIES, DecoderConfig, Raw, read_decoder
 from assay.model.embedding import embedding
-from assay.model.layer import Layer, Norms, Shape
-from assay.model.linear import Block, Linear
-from assay.model.mlp import GatedMLP
+from assay.model.layer import Norms, Shape, TransformerLayer
+from assay.model.linear import Linear
+from assay.model.mlp import MLP
 from assay.model.norm import RMSNorm, normed_sum, sum_and_norm
 from assay.model.rotary import Rotary, rotate
 
@@ -70,10 +70,10 @@ def _llama_names(family: str) -> tuple[Rename, ...]:
         Rename(layer + r"self_attn\.([qk]_norm)\.weight", ours + r"\2.weight"),
         Rename(
             layer + r"mlp\.(?P<part>gate_proj|up_proj)\.(weight|bias)",
-            ours + r"mlp.gate_up.\3",
+            ours + r"mlp.up.\3",
             parts=("gate_proj", "up_proj"),
         ),
-        Rename(layer + r"mlp\.gate_up_proj\.weight", ours + "mlp.gate_up.weight"),
+        Rename(layer + r"mlp\.gate_up_proj\.weight", ours + "mlp.up.weight"),
         Rename(layer + r"mlp\.down_proj\.(weight|bias)", ours + r"mlp.down.\2"),
     )
 
@@ -94,7 +94,7 @@ def _internlm2_names(config: DecoderConfig) -> tuple[Rename, ...]:
         Rename(layer + r"ffn_norm\.weight", ours + "mlp_norm.weight"),
         Rename(layer + r"attention\.wqkv\.(weight|bias)", ours + r"qkv.\2", transform=by_kind),
         Rename(layer + r"attention\.wo\.(weight|bias)", ours + r"attn_out.\2"),
-        Rename(layer + r"feed_forward\.(?P<part>w1|w3)\.weight", ours + "mlp.gate_up.weight", parts=("w1", "w3")),
+        Rename(layer + r"feed_forward\.(?P<part>w1|w3)\.weight", ours + "mlp.up.weight", parts=("w1", "w3")),
         Rename(layer + r"feed_forward\.w2\.weight", ours + "mlp.down.weight"),
     )
 
@@ -202,7 +202,7 @@ class Decoder(nn.Module):
         return normed_sum(self.norm, x, more)
 
 
-class DecoderLayer(Block):
+class DecoderLayer(TransformerLayer):
     """Two sums: attention and MLP, each normed before, and after too where the family does.
 
     Each is done with the norm that follows it: a layer begins with what the last one has left to add, and leaves more.
@@ -216,12 +216,13 @@ class DecoderLayer(Block):
             config.num_key_value_heads,
             config.head_dim,
         )
-        self.window, self.scale, self.softcap = window, config.scale, config.softcap
         self.sizes = (heads, kv_heads, kv_heads)
-        self.head_dim = head_dim
+        self.shape = Shape(
+            heads, kv_heads, head_dim, config.scale, after=False, causal=True, window=window, softcap=config.softcap
+        )
         self.qkv = Linear(hidden, sum(self.sizes) * head_dim, config.qkv_bias)
         self.attn_out = Linear(heads * head_dim, hidden, config.o_bias)
-        self.mlp = GatedMLP(hidden, config.intermediate_size, config.act, config.mlp_bias)
+        self.mlp = MLP(hidden, config.intermediate_size, config.act, config.mlp_bias, gated=True)
 
         def norm(size: int) -> RMSNorm:
             return RMSNorm(size, config.rms_norm_eps, config.flags.gemma)
@@ -231,25 +232,9 @@ class DecoderLayer(Block):
         self.attn_out_norm, self.mlp_out_norm = (
             norm(hidden) if config.flags.four_norms else nn.Identity() for _ in range(2)
         )
-        self.turned = (config.rope if window is None or config.local_rope is None else config.local_rope).dim
-        self.joined: Layer | None = None
 
-    def join(self) -> None:
-        products = (self.qkv.kernel, self.attn_out.kernel, self.mlp.gate_up.kernel, self.mlp.down.kernel)
-        norms = Norms(self.attn_norm, self.mlp_norm, self.q_norm, self.k_norm, self.attn_out_norm, self.mlp_out_norm)
-        heads, kv_heads, _ = self.sizes
-        shape = Shape(
-            heads,
-            kv_heads,
-            self.head_dim,
-            self.scale,
-            after=False,
-            turned=self.turned,
-            causal=True,
-            window=self.window,
-            softcap=self.softcap,
-        )
-        self.joined = Layer.of(products, norms, shape)
+    def norms(self) -> Norms:
+        return Norms(self.attn_norm, self.mlp_norm, self.q_norm, self.k_norm, self.attn_out_norm, self.mlp_out_norm)
 
     def forward(
         self,
@@ -267,10 +252,9 @@ class DecoderLayer(Block):
         return x, self.mlp_out_norm(self.mlp(normed))
 
     def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None) -> Tensor:
-        q, k, v = self.qkv(x).view(x.shape[0], -1, self.head_dim).split(self.sizes, dim=1)
+        q, k, v = self.qkv(x).view(x.shape[0], -1, self.shape.head_dim).split(self.sizes, dim=1)
         q, k = pick(rotate(q, *turn, self.q_norm), batch, rows), rotate(k, *turn, self.k_norm)
-        seen = attention(
-            q, k, v, batch, scale=self.scale, causal=True, window=self.window, softcap=self.softcap, rows=rows
-        )
+        scale, softcap = self.shape.scale, self.shape.softcap
+        seen = attention(q, k, v, batch, scale=scale, causal=True, window=self.window, softcap=softcap, rows=rows)
         out: Tensor = self.attn_out(seen.flatten(1))
         return out

@@ -20,6 +20,8 @@ from assay.model.attention import Window, spans
 from assay.model.batch import PackedBatch, Rows
 from assay.model.compiled import ANYWHERE, WHICH, WIDEST, address, tables_at
 from assay.model.kernels import Int8, Kernel, Panels
+from assay.model.linear import Block, Linear
+from assay.model.mlp import MLP
 from assay.model.norm import RMSNorm
 from assay.model.products import ACTIVATIONS, Packed8
 
@@ -66,7 +68,7 @@ class _Layer(ctypes.Structure):
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What a layer is beside its products and norms: what `attention` is told; after: each sum is followed by its norm,
-    which else is ahead of what is added; turned: dimensions of a head that `rotate` turns.
+    which else is ahead of what is added.
     """
 
     heads: int
@@ -74,7 +76,6 @@ class Shape:
     head_dim: int
     scale: float
     after: bool
-    turned: int = 0
     causal: bool = False
     window: Window | None = None
     softcap: float | None = None
@@ -119,7 +120,6 @@ class Layer:
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             dim=shape.head_dim,
-            turned=shape.turned,
             left=left,
             right=0 if shape.causal else right,
             scale=shape.scale,
@@ -180,7 +180,8 @@ class Layer:
         flat = array("q", chain.from_iterable(spans(batch, rows)))
         layer = ctypes.byref(self._layer)
         cos, sin = turn or (None, None)
-        assert cos is None or (cos.is_contiguous() and cos.shape[1] == self._layer.turned)
+        assert cos is None or cos.is_contiguous()
+        self._layer.turned = 0 if cos is None else cos.shape[1]
         assert more is not None or self._after or not self._layer.attn.centred, "the first is RMSNorm, or none"
         room = _room(kernels.assay_layer_room(layer, tokens, asked))
         y = torch.empty((asked, self._hidden))
@@ -201,3 +202,29 @@ class Layer:
         if failed:
             raise MemoryError("a layer found no memory for its attention or its products")
         return x[:asked], y
+
+
+class TransformerLayer(Block):
+    """Attention and an MLP, and the two sums: in one call, once its products have kernels of assay's own.
+
+    Who has more than two norms says so in `norms`.
+    """
+
+    qkv: Linear
+    attn_out: Linear
+    mlp: MLP
+    attn_norm: nn.Module
+    mlp_norm: nn.Module
+    shape: Shape
+    joined: Layer | None = None
+
+    @property
+    def window(self) -> Window | None:
+        return self.shape.window
+
+    def norms(self) -> Norms:
+        return Norms(self.attn_norm, self.mlp_norm)
+
+    def join(self) -> None:
+        products = (self.qkv.kernel, self.attn_out.kernel, self.mlp.up.kernel, self.mlp.down.kernel)
+        self.joined = Layer.of(products, self.norms(), self.shape)

@@ -14,9 +14,9 @@ from assay.model.attention import Window, attention
 from assay.model.batch import PackedBatch, Rows, pick
 from assay.model.blueprint import Blueprint, HeadSpec, Rename, Shapes, num_rows, read_config
 from assay.model.embedding import embedding
-from assay.model.layer import Layer, Norms, Shape
-from assay.model.linear import Block, Linear
-from assay.model.mlp import GatedMLP
+from assay.model.layer import Shape, TransformerLayer
+from assay.model.linear import Linear
+from assay.model.mlp import MLP
 from assay.model.norm import normed_rows, normed_sum, sum_and_norm
 from assay.model.rotary import RopeConfig, Rotary, read_rope, rotate
 
@@ -80,7 +80,7 @@ _RENAMES = (
     Rename(_LAYER + r"(attn|mlp)_norm\.(weight|bias)", _OURS + r"\2_norm.\3"),
     Rename(_LAYER + r"attn\.Wqkv\.(weight|bias)", _OURS + r"qkv.\2"),
     Rename(_LAYER + r"attn\.Wo\.(weight|bias)", _OURS + r"attn_out.\2"),
-    Rename(_LAYER + r"mlp\.Wi\.(weight|bias)", _OURS + r"mlp.gate_up.\2"),
+    Rename(_LAYER + r"mlp\.Wi\.(weight|bias)", _OURS + r"mlp.up.\2"),
     Rename(_LAYER + r"mlp\.Wo\.(weight|bias)", _OURS + r"mlp.down.\2"),
     Rename(r"model\.final_norm\.(weight|bias)", r"trunk.norm.\1"),
     Rename(r"head\.(dense|norm)\.(weight|bias)", r"head.\1.\2"),
@@ -159,7 +159,7 @@ class ModernBertModel(nn.Module):
         return normed_sum(self.norm, x, more)
 
 
-class ModernBertLayer(Block):
+class ModernBertLayer(TransformerLayer):
     """Two sums, each of what was normed before; the first layer takes the embeddings as they are, normed already.
 
     Each is done with the norm that follows it: a layer begins with what the last one has left to add, and leaves more.
@@ -168,19 +168,13 @@ class ModernBertLayer(Block):
     def __init__(self, config: ModernBertConfig, window: Window | None, first: bool) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.num_heads, self.window, self.scale = config.num_attention_heads, window, config.head_dim**-0.5
+        heads, head_dim = config.num_attention_heads, config.head_dim
+        self.shape = Shape(heads, heads, head_dim, head_dim**-0.5, after=False, window=window)
         self.attn_norm = nn.Identity() if first else _norm(config)
         self.qkv = Linear(hidden, 3 * hidden, config.attention_bias)
         self.attn_out = Linear(hidden, hidden, config.attention_bias)
         self.mlp_norm = _norm(config)
-        self.mlp = GatedMLP(hidden, config.intermediate_size, config.hidden_activation, config.mlp_bias)
-        self.joined: Layer | None = None
-
-    def join(self) -> None:
-        products = (self.qkv.kernel, self.attn_out.kernel, self.mlp.gate_up.kernel, self.mlp.down.kernel)
-        heads, head_dim = self.num_heads, len(self.mlp_norm.weight) // self.num_heads
-        shape = Shape(heads, heads, head_dim, self.scale, after=False, turned=head_dim, window=self.window)
-        self.joined = Layer.of(products, Norms(self.attn_norm, self.mlp_norm), shape)
+        self.mlp = MLP(hidden, config.intermediate_size, config.hidden_activation, config.mlp_bias, gated=True)
 
     def forward(
         self,
@@ -197,9 +191,10 @@ class ModernBertLayer(Block):
         return x, self.mlp(normed)
 
     def attend(self, x: Tensor, batch: PackedBatch, turn: tuple[Tensor, Tensor], rows: Rows | None) -> Tensor:
-        qk, v = self.qkv(x).view(x.shape[0], 3 * self.num_heads, -1).split((2 * self.num_heads, self.num_heads), dim=1)
+        heads = self.shape.heads
+        qk, v = self.qkv(x).view(x.shape[0], 3 * heads, -1).split((2 * heads, heads), dim=1)
         q, k = rotate(qk, *turn).chunk(2, dim=1)
-        seen = attention(pick(q, batch, rows), k, v, batch, scale=self.scale, window=self.window, rows=rows)
+        seen = attention(pick(q, batch, rows), k, v, batch, scale=self.shape.scale, window=self.window, rows=rows)
         out: Tensor = self.attn_out(seen.flatten(1))
         return out
 
