@@ -33,16 +33,22 @@ def test_they_are_compiled_where_they_can_be() -> None:
     assert compiled.library() is not None
 
 
-@pytest.mark.parametrize("rows_size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    "rows_size", [*SIZES, (3, 8), (2, 24), (5, 48), (3, 96), (7, 312), (2, 384), (3, 1152)], ids=str
+)
 def test_8_bits(rows_size: tuple[int, int]) -> None:
+    """Of each row as `spread` has it, which leaves products what they are."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows_size, generator=generator) * 3
     x[0] = 0
     whole, scale = products.quantize(x)
     expected, expected_scale = _in_8_bits(x)
-    assert torch.equal(scale, expected_scale)
+    torch.testing.assert_close(scale, expected_scale)
     assert int((whole.int() - expected.int()).abs().max()) <= 1  # a product and a sum, rounded once or twice
-    assert float(((whole.float() - 128) * scale - x).abs().max()) <= float(scale.max()) * 0.51
+    spread, shares = products.spread(x), math.prod(products.shares(x.shape[1]))
+    assert shares == min(64, x.shape[1] & -x.shape[1]) or (shares == 1 and x.shape[1] % 8)
+    assert float(((whole.float() - 128) * scale - spread).abs().max()) <= float(scale.max()) * 0.51
+    torch.testing.assert_close(spread @ spread.T, shares * (x @ x.T), atol=1e-2, rtol=1e-4)
     wide = torch.cat([x, x], dim=1)
     assert torch.equal(products.quantize(wide[:, : x.shape[1]])[0], whole)
 

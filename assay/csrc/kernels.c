@@ -190,8 +190,8 @@ int assay_attend(const float *q, const float *k, const float *v, float *out, int
     return failed;
 }
 
-/* x [rows, size], rows x_row apart → whole [rows, size], whole_row apart, and scale [rows]: x = scale * (whole - 128),
-   nearly. */
+/* x [rows, size], rows x_row apart → whole [rows, size], whole_row apart, and scale [rows]: scale * (whole - 128)
+   is x as products.spread has it, nearly. On the stack of each thread it takes as much as one row. */
 void assay_quantize(const float *x, int64_t x_row, int64_t rows, int64_t size, uint8_t *whole, int64_t whole_row,
                     float *scale) {
 #pragma omp parallel for if (rows * size > 1 << 14)

@@ -24,16 +24,24 @@ typedef float FN(anywhere) __attribute__((vector_size(4 * LANES), aligned(4), ma
 /* Of a vector whose first `left` floats, or all, are there. */
 TOUCH VF FN(load)(const float *from, int64_t left) {
     if (left >= LANES) return LOAD(from);
+#if LANES == 16
+    return (VF)_mm512_maskz_loadu_ps((1 << left) - 1, from);
+#else
     VF x = {};
     memcpy(&x, from, 4 * left);
     return x;
+#endif
 }
 
 TOUCH void FN(store)(float *to, VF x, int64_t left) {
     if (left >= LANES)
         STORE(to, x);
     else
+#if LANES == 16
+        _mm512_mask_storeu_ps(to, (1 << left) - 1, (__m512)x);
+#else
         memcpy(to, &x, 4 * left);
+#endif
 }
 
 TOUCH VF FN(exp)(VF x) {
@@ -421,20 +429,74 @@ static void FN(attend_part)(const struct attention *a, const struct part *part, 
     }
 }
 
-/* x [rows, size] → whole numbers around 128 and a scale for each row. A half is added, for conversion cuts off. */
-static void FN(quantize_row)(const float *x_row, int64_t size, uint8_t *whole, float *scale) {
-    VF most = {}, nothing = {}; /* no number times 0 is none either; an infinite one makes the scale so */
-    for (int64_t i = 0; i < size; i += LANES) {
-        VF x = FN(load)(x_row + i, size - i);
-        most = MAX(most, (VF)((VI)x & 0x7fffffff));
-        nothing += x * 0.0f;
+/* The sum with the neighbour `by` further on, and the difference from the one before, in turn. */
+TOUCH VF FN(among)(VF x, int by) {
+    VI other;
+    VF sign;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+        other[i] = i ^ by;
+        sign[i] = i & by ? -1.0f : 1.0f;
     }
-    float largest = FN(largest)(most) / 127.0f;
-    *scale = (largest > FLT_MIN ? largest : FLT_MIN) + FN(sum)(nothing);
+    return x * sign + __builtin_shuffle(x, other);
+}
+
+/* `across` vectors, `step` floats apart: their sums and differences (Hadamard's), and of those, of `beside` neighbours. most
+   gets the largest magnitude; nothing, 0 times each. */
+TOUCH void FN(spread_vectors)(int across, int beside, const float *x, int64_t step, int64_t left, float *y, VF *most, VF *nothing) {
+    VF all[16];
+#pragma GCC unroll 16
+    for (int j = 0; j < across; j++) all[j] = FN(load)(x + j * step, left);
+#define STAGE(by)                                                                                                      \
+    _Pragma("GCC unroll 8") for (int i = 0; i < across / 2; i++) {                                                     \
+        int j = i / by * 2 * by + i % by;                                                                              \
+        VF one = all[j], other = all[j + by];                                                                          \
+        all[j] = one + other;                                                                                          \
+        all[j + by] = one - other;                                                                                     \
+    }
+    if (across > 1) STAGE(1)
+    if (across > 2) STAGE(2)
+    if (across > 4) STAGE(4)
+    if (across > 8) STAGE(8)
+#undef STAGE
+#pragma GCC unroll 16
+    for (int j = 0; j < across; j++) {
+        VF one = all[j];
+        if (beside > 1) one = FN(among)(one, 1);
+        if (beside > 2) one = FN(among)(one, 2);
+        *most = MAX(*most, (VF)((VI)one & 0x7fffffff));
+        *nothing += one * 0.0f;
+        FN(store)(y + j * step, one, left);
+    }
+}
+
+/* x [size] → y, spread. Returns the largest magnitude; where one is no number, it is none either. */
+TOUCH float FN(spread_by)(int across, int beside, const float *x, int64_t size, float *y) {
+    int64_t step = size / across, i = 0;
+    VF most = {}, nothing = {}; /* no number times 0 is none either */
+    for (; i + LANES <= step; i += LANES) FN(spread_vectors)(across, beside, x + i, step, LANES, y + i, &most, &nothing);
+    if (i < step) FN(spread_vectors)(across, beside, x + i, step, step - i, y + i, &most, &nothing);
+    return FN(largest)(most) + FN(sum)(nothing);
+}
+
+static float FN(spread)(const float *x, int64_t size, float *y) {
+    switch (size & -size & 63) {
+    case 0: return FN(spread_by)(16, 4, x, size, y);
+    case 32: return FN(spread_by)(16, 2, x, size, y);
+    case 16: return FN(spread_by)(16, 1, x, size, y);
+    case 8: return FN(spread_by)(8, 1, x, size, y);
+    default: return FN(spread_by)(1, 1, x, size, y);
+    }
+}
+
+/* x [size] → as products.spread has it, in whole numbers around 128 and a scale. A half is added, for conversion cuts off. */
+static void FN(quantize_row)(const float *x, int64_t size, uint8_t *whole, float *scale) {
+    float row[size], largest = FN(spread)(x, size, row) / 127.0f;
+    *scale = largest <= FLT_MIN ? FLT_MIN : largest; /* what is no number stays none */
     float factor = 1.0f / *scale;
     for (int64_t i = 0; i < size; i += LANES) {
         typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-        VF y = FN(load)(x_row + i, size - i) * factor + 128.5f;
+        VF y = FN(load)(row + i, size - i) * factor + 128.5f;
         bytes eight = __builtin_convertvector(__builtin_convertvector(y, VI), bytes);
         if (size - i >= LANES)
             *(bytes *)(whole + i) = eight;

@@ -3,6 +3,7 @@
 A kernel holds the only copy of its weights, in the layout that it wants. Knows no layer and no checkpoint.
 """
 
+import math
 import platform
 from collections.abc import Callable
 from functools import partial
@@ -116,7 +117,8 @@ class Prepacked:
 
 class Int8:
     """Weights as 8-bit integers with a scale for each row of W, inputs likewise with a scale for each row of x, found
-    as they come (Dettmers et al. 2022, without outliers). Products are summed exactly, in 32 bits.
+    as they come (Dettmers et al. 2022), both spread, so that no outlier takes the bits (`products.spread`). Products
+    are summed exactly, in 32 bits.
 
     No row's result depends on its neighbours, as it would with one scale for all of x. By assay's own product, where
     the CPU has AVX512-VNNI.
@@ -174,7 +176,8 @@ class Pair:
 
 
 def _weight_in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [out, in] → (int8 [out, in], scale [out])."""
+    """float32 [out, in] → (int8 [out, in], scale [out]), for inputs that are spread, as the weight is then."""
+    weight = products.spread(weight) / math.prod(products.shares(weight.shape[1]))
     scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 
@@ -183,11 +186,12 @@ _ZERO = 128  # unsigned, with this for zero: the form for which oneDNN has its f
 
 
 def _in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x.
+    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x, spread.
 
     The plain steps are the fast ones: torch's inf-norm, its broadcasting addcmul and its float32 → uint8 use no
     vectors, and took half of the time of an int8 model. A half is added, for conversion cuts off.
     """
+    x = products.spread(x)
     scale = torch.maximum(x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True).neg_())
     scale = scale.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
     return torch.mul(x, scale.reciprocal()).add_(_ZERO + 0.5).to(torch.int16).to(torch.uint8), scale

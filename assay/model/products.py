@@ -15,8 +15,34 @@ from assay.model.room import Room
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3, "silu": 4, "swish": 4, "tanh": 5}
 
 
+def shares(size: int) -> tuple[int, int]:
+    """Among how many floats `spread` shares what each says: so many that lie apart, and so many neighbours."""
+    most = min(64, size & -size)
+    return (1, 1) if most < 8 else (min(16, most), max(1, most // 16))
+
+
+def spread(x: Tensor) -> Tensor:
+    """x [rows, size] → the same, with what each float of a row says shared by up to 64 of them: sums and differences,
+    as Sylvester has them, of 16 that lie size / 16 apart, and of those, of 4 neighbours.
+
+    Rows that are both spread have `shares` times the product that they had. One float that is far larger than the
+    others, as trained models have, takes the 8 bits of a row from them; spread, it does not (Ashkboos et al. 2024).
+    """
+    rows, size = x.shape
+    apart, neighbours = shares(size)
+    parts = _hadamard(apart, x) @ x.reshape(rows, apart, size // apart)
+    return (parts.view(-1, neighbours) @ _hadamard(neighbours, x)).view(rows, size)
+
+
+def _hadamard(size: int, like: Tensor) -> Tensor:
+    matrix = like.new_ones((1, 1))
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
+    return matrix
+
+
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x."""
+    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x, spread."""
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, size = x.shape
     whole, scale = torch.empty((rows, size), dtype=torch.uint8), torch.empty((rows, 1))
