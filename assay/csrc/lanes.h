@@ -148,63 +148,79 @@ TOUCH VF FN(turned)(VF x, int by) {
     return __builtin_shuffle(x, from);
 }
 
+/* Each number of lanes apart, as a constant, so that the places of a shuffle are constants too. */
+#if LANES == 16
+#define EACH_HALF(step) step(8) step(4) step(2) step(1)
+#else
+#define EACH_HALF(step) step(4) step(2) step(1)
+#endif
+
 /* Half against half, until one is left: all lanes hold the largest, or the sum. It is the same sum, to the last bit, for
    terms that all lie some lanes further on: which are added to which depends on how far apart they lie. */
 TOUCH float FN(largest)(VF x) {
-#pragma GCC unroll 4
-    for (int half = LANES / 2; half; half /= 2) x = MAX(x, FN(turned)(x, half));
+#define STEP(half) x = MAX(x, FN(turned)(x, half));
+    EACH_HALF(STEP)
+#undef STEP
     return x[0];
 }
 
 TOUCH float FN(sum)(VF x) {
-#pragma GCC unroll 4
-    for (int half = LANES / 2; half; half /= 2) x += FN(turned)(x, half);
+#define STEP(half) x += FN(turned)(x, half);
+    EACH_HALF(STEP)
+#undef STEP
     return x[0];
 }
 
+/* The first, or second, so many of each double so many lanes of a, then of b. */
+TOUCH VF FN(halves)(VF a, VF b, int half, int second) {
+    VI from;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) from[i] = i / half * 2 * half + i % half + second * half;
+    return __builtin_shuffle(a, b, from);
+}
+
 /* The same of ROWS vectors together, in a third of the steps: halves of two vectors against their other halves, in one that
-   has those of both, and so on, until all are in one, two lanes each. */
+   has those of both, and so on, until there is one, with the result of each. */
 #define REDUCE(name, one)                                                                                              \
-    TOUCH void FN(name)(VF *x, float *of_each) {                                                                       \
-        VI pair;                                                                                                       \
-        for (int j = 0; j < LANES; j++) pair[j] = j ^ 1;                                                               \
-        _Pragma("GCC unroll 4") for (int half = LANES / 2; half > 1; half /= 2) {                                      \
-            VI low, high;                                                                                              \
-            for (int j = 0; j < LANES; j++) {                                                                          \
-                low[j] = j / half * 2 * half + j % half;                                                               \
-                high[j] = low[j] + half;                                                                               \
-            }                                                                                                          \
-            _Pragma("GCC unroll 8") for (int i = 0; i < half / 2; i++) {                                               \
-                VF a = __builtin_shuffle(x[2 * i], x[2 * i + 1], low), b = __builtin_shuffle(x[2 * i], x[2 * i + 1], high); \
-                x[i] = one;                                                                                            \
-            }                                                                                                          \
+    TOUCH void FN(name##_step)(VF *x, int half) {                                                                      \
+        _Pragma("GCC unroll 4") for (int i = 0; i < (half + 1) / 2; i++) {                                             \
+            VF a = FN(halves)(x[2 * i], x[2 * i + 1], half, 0), b = FN(halves)(x[2 * i], x[2 * i + 1], half, 1);       \
+            x[i] = one;                                                                                                \
         }                                                                                                              \
-        VF a = x[0], b = __builtin_shuffle(x[0], pair);                                                                \
-        a = one;                                                                                                       \
-        for (int r = 0; r < ROWS; r++) of_each[r] = a[2 * r];                                                          \
+    }                                                                                                                  \
+    TOUCH void FN(name)(VF *x, float *of_each) {                                                                       \
+        EACH_HALF(STEP)                                                                                                \
+        memcpy(of_each, x, 4 * ROWS);                                                                                  \
     }
+#define STEP(half) FN(largest_of_each_step)(x, half);
 REDUCE(largest_of_each, MAX(a, b))
+#undef STEP
+#define STEP(half) FN(sum_of_each_step)(x, half);
 REDUCE(sum_of_each, a + b)
+#undef STEP
 #undef REDUCE
 
 /* m[i][j] → m[j][i], in as many steps as an index has bits: each swaps one bit of i with the same bit of j. */
-TOUCH void FN(transpose)(VF *m) {
-#pragma GCC unroll 4
-    for (int bit = 1; bit < LANES; bit *= 2) {
-        VI low, high;
+TOUCH void FN(swap_bit)(VF *m, int bit) {
+    VI low, high;
 #pragma GCC unroll 16
-        for (int j = 0; j < LANES; j++) {
-            low[j] = j & bit ? LANES + j - bit : j;
-            high[j] = j & bit ? LANES + j : j + bit;
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++)
-            if (!(i & bit)) {
-                VF a = m[i], b = m[i + bit];
-                m[i] = __builtin_shuffle(a, b, low);
-                m[i + bit] = __builtin_shuffle(a, b, high);
-            }
+    for (int j = 0; j < LANES; j++) {
+        low[j] = j & bit ? LANES + j - bit : j;
+        high[j] = j & bit ? LANES + j : j + bit;
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        if (!(i & bit)) {
+            VF a = m[i], b = m[i + bit];
+            m[i] = __builtin_shuffle(a, b, low);
+            m[i + bit] = __builtin_shuffle(a, b, high);
+        }
+}
+
+TOUCH void FN(transpose)(VF *m) {
+#define STEP(bit) FN(swap_bit)(m, bit);
+    EACH_HALF(STEP)
+#undef STEP
 }
 
 /* Keys [keys, dim] → panels of two vectors of keys, [dim][2 * LANES] each, repeating the last. */
@@ -453,51 +469,54 @@ TOUCH VF FN(among)(VF x, int by) {
     return x * sign + __builtin_shuffle(x, other);
 }
 
-/* `across` vectors, `step` floats apart: their sums and differences (Hadamard's), and of those, of `beside` neighbours. most
-   gets the largest magnitude; nothing, 0 times each. */
-TOUCH void FN(spread_vectors)(int across, int beside, const float *x, int64_t step, int64_t left, float *y, VF *most, VF *nothing) {
-    VF all[16];
-#pragma GCC unroll 16
-    for (int j = 0; j < across; j++) all[j] = FN(load)(x + j * step, left);
-#define STAGE(by)                                                                                                      \
-    _Pragma("GCC unroll 8") for (int i = 0; i < across / 2; i++) {                                                     \
-        int j = i / by * 2 * by + i % by;                                                                              \
-        VF one = all[j], other = all[j + by];                                                                          \
-        all[j] = one + other;                                                                                          \
-        all[j + by] = one - other;                                                                                     \
-    }
-    if (across > 1) STAGE(1)
-    if (across > 2) STAGE(2)
-    if (across > 4) STAGE(4)
-    if (across > 8) STAGE(8)
-#undef STAGE
-#pragma GCC unroll 16
-    for (int j = 0; j < across; j++) {
-        VF one = all[j];
-        if (beside > 1) one = FN(among)(one, 1);
-        if (beside > 2) one = FN(among)(one, 2);
-        *most = MAX(*most, (VF)((VI)one & 0x7fffffff));
-        *nothing += one * 0.0f;
-        FN(store)(y + j * step, one, left);
+/* Of so many vectors, sums of those that are `by` apart in place of the first, and differences in place of the other. */
+TOUCH void FN(stage)(VF *all, int vectors, int by) {
+#pragma GCC unroll 8
+    for (int i = 0; i < vectors / 2; i++) {
+        int first = i / by * 2 * by + i % by;
+        VF one = all[first], other = all[first + by];
+        all[first] = one + other;
+        all[first + by] = one - other;
     }
 }
 
-/* x [size] → y, spread. Returns the largest magnitude; where one is no number, it is none either. */
-TOUCH float FN(spread_by)(int across, int beside, const float *x, int64_t size, float *y) {
-    int64_t step = size / across, i = 0;
-    VF most = {}, nothing = {}; /* no number times 0 is none either */
-    for (; i + LANES <= step; i += LANES) FN(spread_vectors)(across, beside, x + i, step, LANES, y + i, &most, &nothing);
-    if (i < step) FN(spread_vectors)(across, beside, x + i, step, step - i, y + i, &most, &nothing);
-    return FN(largest)(most) + FN(sum)(nothing);
+/* x [size], of which `most` neighbours at a time are spread → y. Returns the largest magnitude; where one is no number, it is
+   none either. */
+TOUCH float FN(spread_by)(int most, const float *x, int64_t size, float *y) {
+    VF largest = {}, nothing = {}; /* no number times 0 is none either */
+    int vectors = most > LANES ? most / LANES : 1;
+    for (int64_t i = 0; i < size; i += vectors * LANES) {
+        VF all[16];
+#pragma GCC unroll 16
+        for (int j = 0; j < vectors; j++) {
+            all[j] = FN(load)(x + i + j * LANES, vectors > 1 ? LANES : size - i);
+#define STEP(by)                                                                                                       \
+    if (by < most) all[j] = FN(among)(all[j], by);
+            EACH_HALF(STEP)
+#undef STEP
+        }
+        if (vectors > 1) FN(stage)(all, vectors, 1);
+        if (vectors > 2) FN(stage)(all, vectors, 2);
+        if (vectors > 4) FN(stage)(all, vectors, 4);
+        if (vectors > 8) FN(stage)(all, vectors, 8);
+#pragma GCC unroll 16
+        for (int j = 0; j < vectors; j++) {
+            largest = MAX(largest, (VF)((VI)all[j] & 0x7fffffff));
+            nothing += all[j] * 0.0f;
+            FN(store)(y + i + j * LANES, all[j], vectors > 1 ? LANES : size - i);
+        }
+    }
+    return FN(largest)(largest) + FN(sum)(nothing);
 }
 
 static float FN(spread)(const float *x, int64_t size, float *y) {
-    switch (size & -size & 63) {
-    case 0: return FN(spread_by)(16, 4, x, size, y);
-    case 32: return FN(spread_by)(16, 2, x, size, y);
-    case 16: return FN(spread_by)(16, 1, x, size, y);
-    case 8: return FN(spread_by)(8, 1, x, size, y);
-    default: return FN(spread_by)(1, 1, x, size, y);
+    switch (size & -size & 127) {
+    case 0: return FN(spread_by)(128, x, size, y);
+    case 64: return FN(spread_by)(64, x, size, y);
+    case 32: return FN(spread_by)(32, x, size, y);
+    case 16: return FN(spread_by)(16, x, size, y);
+    case 8: return FN(spread_by)(8, x, size, y);
+    default: return FN(spread_by)(1, x, size, y);
     }
 }
 
@@ -792,6 +811,7 @@ static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t 
 #undef TOUCH
 #undef OF_ACT
 #undef EACH_ACT
+#undef EACH_HALF
 #undef AHEAD
 #undef AT_MOST
 #undef OF_ROWS

@@ -3,7 +3,6 @@
 A kernel holds the only copy of its weights, in the layout that it wants. Knows no layer and no checkpoint.
 """
 
-import math
 import platform
 from collections.abc import Callable
 from functools import partial
@@ -177,7 +176,7 @@ class Pair:
 
 def _weight_in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [out, in] → (int8 [out, in], scale [out]), for inputs that are spread, as the weight is then."""
-    weight = products.spread(weight) / math.prod(products.shares(weight.shape[1]))
+    weight = products.spread(weight) / products.shares(weight.shape[1])
     scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
     return (weight / scale[:, None]).round_().to(torch.int8), scale
 

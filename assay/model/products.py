@@ -15,23 +15,21 @@ from assay.model.room import Room
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3, "silu": 4, "swish": 4, "tanh": 5}
 
 
-def shares(size: int) -> tuple[int, int]:
-    """Among how many floats `spread` shares what each says: so many that lie apart, and so many neighbours."""
-    most = min(64, size & -size)
-    return (1, 1) if most < 8 else (min(16, most), max(1, most // 16))
+def shares(size: int) -> int:
+    """Among how many neighbours `spread` shares what each of so many floats says."""
+    most = min(128, size & -size)
+    return most if most >= 8 else 1
 
 
 def spread(x: Tensor) -> Tensor:
-    """x [rows, size] → the same, with what each float of a row says shared by up to 64 of them: sums and differences,
-    as Sylvester has them, of 16 that lie size / 16 apart, and of those, of 4 neighbours.
+    """x [rows, size] → the same, with what each float of a row says shared by up to 128 neighbours: their sums and
+    differences, as Sylvester has them.
 
     Rows that are both spread have `shares` times the product that they had. One float that is far larger than the
     others, as trained models have, takes the 8 bits of a row from them; spread, it does not (Ashkboos et al. 2024).
     """
-    rows, size = x.shape
-    apart, neighbours = shares(size)
-    parts = _hadamard(apart, x) @ x.reshape(rows, apart, size // apart)
-    return (parts.view(-1, neighbours) @ _hadamard(neighbours, x)).view(rows, size)
+    most = shares(x.shape[1])
+    return (x.reshape(-1, most) @ _hadamard(most, x)).view(x.shape)
 
 
 def _hadamard(size: int, like: Tensor) -> Tensor:
