@@ -12,7 +12,7 @@ from assay.model.attention import attention, by_runs
 from assay.model.batch import pack
 from assay.model.compiled import MARGIN
 from assay.model.disentangled import disentangled_attention
-from assay.model.kernels import _in_8_bits, has_onednn
+from assay.model.kernels import _by_torch, has_onednn
 from assay.sequence import Sequence
 
 pytestmark = pytest.mark.usefixtures("vectors")
@@ -42,7 +42,7 @@ def test_8_bits(rows_size: tuple[int, int]) -> None:
     x = torch.randn(rows_size, generator=generator) * 3
     x[0] = 0
     whole, scale = products.quantize(x)
-    expected, expected_scale = _in_8_bits(x)
+    expected, expected_scale = _by_torch(x)
     torch.testing.assert_close(scale, expected_scale)
     assert int((whole.int() - expected.int()).abs().max()) <= 1  # a product and a sum, rounded once or twice
     spread, shares = products.spread(x), products.shares(x.shape[1])

@@ -150,7 +150,7 @@ class PrepackedInt8:
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
         """As Prepacked's."""
-        whole, scale = products.quantize(x) if compiled.supports(x) else _in_8_bits(x)
+        whole, scale = _in_8_bits(x)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             whole, 1.0, _ZERO, self._weight, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
@@ -176,19 +176,21 @@ class Pair:
 
 def _weight_in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [out, in] → (int8 [out, in], scale [out]), for inputs that are spread, as the weight is then."""
-    weight = products.spread(weight) / products.shares(weight.shape[1])
-    scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-    return (weight / scale[:, None]).round_().to(torch.int8), scale
+    whole, scale = _in_8_bits(weight)
+    return whole.bitwise_xor_(_ZERO).view(torch.int8), scale.squeeze(1) / products.shares(weight.shape[1])
 
 
 _ZERO = 128  # unsigned, with this for zero: the form for which oneDNN has its fast kernels
 
 
 def _in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x, spread.
+    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x, spread."""
+    return products.quantize(x) if compiled.supports(x) else _by_torch(x)
 
-    The plain steps are the fast ones: torch's inf-norm, its broadcasting addcmul and its float32 → uint8 use no
-    vectors, and took half of the time of an int8 model. A half is added, for conversion cuts off.
+
+def _by_torch(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by torch. The plain steps are the fast ones: its inf-norm, its broadcasting addcmul and its float32 →
+    uint8 use no vectors, and took half of the time of an int8 model. A half is added, for conversion cuts off.
     """
     x = products.spread(x)
     scale = torch.maximum(x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True).neg_())
