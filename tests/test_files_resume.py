@@ -372,6 +372,28 @@ def test_outputs_that_cannot_be_written(nano: Path, tmp_path: Path) -> None:
     assert path.exists()
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_killed_while_it_cleaned_up_and_its_output_removed(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It is done, and nothing of it is left: from the beginning again."""
+    path, out = write(tmp_path / "in.csv", COLUMNS), tmp_path / name
+
+    def killed(self: Unfinished) -> None:
+        self.data.unlink(missing_ok=True)
+        self.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unfinished, "remove", killed)
+        run_job(path, out, nano)
+    assert (tmp_path / f"{name}.partial" / "job.json").exists()
+    first = out.read_bytes()
+    out.unlink()
+    run_job(path, out, nano)
+    assert out.read_bytes() == first
+    assert not (tmp_path / f"{name}.partial").exists()
+
+
 def test_overwrite(nano: Path, tmp_path: Path) -> None:
     path, out = write(tmp_path / "in.csv", COLUMNS), tmp_path / "out.csv"
     out.write_text("mine")

@@ -142,11 +142,13 @@ class Unfinished:
             lock.close()
 
     def _check_data(self, overwrite: bool) -> None:
-        """It is shorter than it was where it is OUT by now, or where somebody has cut it."""
-        if self.state.size <= (self.data.stat().st_size if self.data.exists() else 0):
+        """It is shorter than it was where it is OUT by now, or was OUT and is removed, or where somebody has cut it."""
+        there = self.data.exists()
+        if self.state.size <= (self.data.stat().st_size if there else 0):
             return
         self.published = self.state.done and self.out.exists()
-        if not self.published and overwrite:
+        removed = self.state.done and not there
+        if not self.published and (removed or overwrite):
             self.state = State()
         elif not self.published:
             raise ConfigError(f"{self.data} is shorter than it was left; start anew with --overwrite.")
