@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.process import REPOSITORY, run_assay
 from tests.jobs import run_job, save_nano, write
 
-ROWS = 2500
+ROWS = 6000
 KILLS = 5
 SEED = 7
 FORMATS = ("in.csv out.csv", "in.tsv.gz out.jsonl.zst", "in.jsonl out.parquet", "in.parquet out.csv.gz")
