@@ -4,6 +4,7 @@ Who calls has made sure that `compiled.supports` says yes. Knows no model.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,18 +23,19 @@ def shares(size: int) -> int:
 
 
 def spread(x: Tensor) -> Tensor:
-    """x [rows, size] → the same, with what each float of a row says shared by up to 128 neighbours: their sums and
-    differences, as Sylvester has them.
+    """x [rows, size], float32 → the same, with what each float of a row says shared by up to 128 neighbours: their
+    sums and differences, as Sylvester has them.
 
     Rows that are both spread have `shares` times the product that they had. One float that is far larger than the
     others, as trained models have, takes the 8 bits of a row from them; spread, it does not (Ashkboos et al. 2024).
     """
     most = shares(x.shape[1])
-    return (x.reshape(-1, most) @ _hadamard(most, x)).view(x.shape)
+    return (x.reshape(-1, most) @ _hadamard(most)).view(x.shape)
 
 
-def _hadamard(size: int, like: Tensor) -> Tensor:
-    matrix = like.new_ones((1, 1))
+@cache
+def _hadamard(size: int) -> Tensor:
+    matrix = torch.ones((1, 1))
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
     return matrix
