@@ -7,30 +7,31 @@ access log; metrics count it. Nothing that a client sent is logged.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
-import msgspec
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from assay.config import ServerConfig
-from assay.dialects import DIALECTS
 from assay.errors import (
     AssayError,
     HeadTooLargeError,
     OverloadedError,
-    QueueFullError,
     RequestError,
     SlowRequestError,
     UnavailableError,
     UriTooLongError,
 )
 from assay.metrics import Metrics
-from assay.server.door import Door
+from assay.server.cycle import Cycle
 from assay.server.exchange import Exchange
+from assay.server.refusal import Refusal, reason_of, refusal
 from assay.server.timer import Timer
 from assay.server.unread import UnreadWatch
 
@@ -40,13 +41,6 @@ SPARE_CONNECTIONS = 256  # above max_connections: they are told; beyond them, cl
 LINGER_SECONDS = 2.0  # for what a client was still sending when it was answered: to close at once would lose the answer
 
 _log = logging.getLogger("assay.server")
-
-
-class _Refusal(Exception):
-    """Raised in the parser's callbacks, to stop it."""
-
-    def __init__(self, error: AssayError) -> None:
-        self.error = error
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -62,6 +56,8 @@ class EdgeProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.cycle: Cycle = None  # type: ignore[assignment]  # the newest request's; None before the first, as uvicorn's
+        self.pipeline: deque[Cycle] = deque()  # type: ignore[assignment]  # those that wait for it, the last first
         self._limits = limits
         self._metrics = metrics
         self._begun = False  # a head has begun
@@ -71,7 +67,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._upgrade: bytes | None = None  # the head of a request that asks for another protocol, without the asking
         self._deaf = False  # what comes is thrown away
         self._left = False  # nothing more is answered
-        self._running: RequestResponseCycle | None = None  # the request that is being answered
+        self._running: Cycle | None = None  # the request that is being answered
         self._exchange = Exchange()  # the newest request's
         self._timer = Timer(self.loop)
         self._timed = ""  # what it is set for
@@ -80,7 +76,6 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        self._door = Door(transport, self._close_after_answer)
         self._unread = UnreadWatch(transport, self._limits.write_timeout, self.loop)
         limit = self._limits.max_connections
         if len(self.connections) > limit + SPARE_CONNECTIONS:
@@ -96,10 +91,11 @@ class EdgeProtocol(HttpToolsProtocol):
         self._fed += len(data)
         try:
             self._feed(data)
-            self._check_size(self._fed)
+            if self._fed > self._limits.max_header_bytes:
+                raise self._too_large()
         except httptools.HttpParserError as error:
-            self._refuse(_reason(error))
-        except _Refusal as refusal:
+            self._refuse(reason_of(error))
+        except Refusal as refusal:
             self._refuse(refusal.error)
         else:
             self._watch()
@@ -144,47 +140,88 @@ class EdgeProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        super().on_url(url)
+        self.url += url
         if len(self.url) > MAX_URL_BYTES:
-            raise _Refusal(UriTooLongError(f"The URL is longer than {MAX_URL_BYTES} bytes; shorten it."))
+            raise Refusal(UriTooLongError(f"The URL is longer than {MAX_URL_BYTES} bytes; shorten it."))
         self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Trailers too, which come after the body."""
         self._head_bytes += len(name) + len(value) + 4
-        self._check_size(self._head_bytes)
-        super().on_header(name, value)
+        if self._head_bytes > self._limits.max_header_bytes:
+            raise self._too_large()
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             self._upgrade = self._head_without_upgrade()
             return
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise _Refusal(RequestError(f"More than {MAX_PIPELINED} requests wait on this connection."))
-        super().on_headers_complete()
-        self.cycle.transport = self._door
-        self._exchange = Exchange()
-        self.scope["exchange"] = self._exchange  # type: ignore[typeddict-unknown-key]
+            raise Refusal(RequestError(f"More than {MAX_PIPELINED} requests wait on this connection."))
+        scope = self._whole_scope()
+        self._exchange = scope["exchange"] = Exchange()
+        before, self.cycle = self.cycle, self._cycle(scope)
         self._begun, self._receiving, self._fed = False, True, 0
+        if before is None or before.response_complete:
+            self._start(self.cycle)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft(self.cycle)
+
+    def _whole_scope(self) -> Any:
+        """ASGI's, which uvicorn began with what the connection knows. Raises for a URL that has no path."""
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope: Any = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = self.parser.get_http_version()
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        return scope
+
+    def _cycle(self, scope: Any) -> Cycle:
+        return Cycle(
+            scope,
+            self.transport,
+            self.flow,
+            self.server_state.default_headers,
+            keep_alive=scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
+            waiting_for_100_continue=self.expect_100_continue,
+            close=self._close_after_answer,
+            on_response=self.on_response_complete,
+        )
+
+    def _start(self, cycle: Cycle) -> None:
+        self._running = cycle
+        task = self.loop.create_task(cycle.run_asgi(self.app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def on_body(self, body: bytes) -> None:
         self._fed = 0
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self._upgrade is None:
             self._receiving, self._fed = False, 0
             self._exchange.whole = True
-            super().on_message_complete()
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
 
     def _head_without_upgrade(self) -> bytes:
         method = self.parser.get_method()
         if method == b"CONNECT":
-            raise _Refusal(RequestError("This server is no proxy; CONNECT is not answered."))
+            raise Refusal(RequestError("This server is no proxy; CONNECT is not answered."))
         lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
         for name, value in self.headers:
             if name == b"connection":
@@ -193,22 +230,20 @@ class EdgeProtocol(HttpToolsProtocol):
                 lines.append(b"%s: %s" % (name, value))
         return b"\r\n".join([*lines, b"", b""])
 
-    def _check_size(self, size: int) -> None:
+    def _too_large(self) -> Refusal:
         limit = self._limits.max_header_bytes
-        if size > limit:
-            raise _Refusal(HeadTooLargeError(f"The request's URL and headers are longer than {limit} bytes."))
+        return Refusal(HeadTooLargeError(f"The request's URL and headers are longer than {limit} bytes."))
 
     # --- who owes what ---
 
     def on_response_complete(self) -> None:
         """In place of uvicorn's, which starts and cancels a timer for each request."""
-        self._door.flush()
         self.server_state.total_requests += 1
         if self._left or self.transport.is_closing():
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self._start(self.pipeline.pop())
         self._watch()
 
     def _watch(self) -> None:
@@ -293,28 +328,5 @@ class EdgeProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
             if not (answered and self._receiving):
-                self.transport.write(self._rendered(error))
+                self.transport.write(refusal(error, self.server_state.default_headers))
             self._leave()
-
-    def _rendered(self, error: AssayError) -> bytes:
-        dialect = DIALECTS[0]
-        body = msgspec.json.encode(dialect.render_error(error))
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        if isinstance(error, QueueFullError):
-            headers.append((b"retry-after", b"%d" % error.retry_after))
-        lines = [b"%s: %s\r\n" % header for header in headers]
-        return b"".join([STATUS_LINE[dialect.status(error)], *lines, b"\r\n", body])
-
-
-def _reason(error: httptools.HttpParserError) -> AssayError:
-    """Of bytes that the parser does not take. Its words quote nothing; those of a callback's failure might."""
-    if isinstance(error.__context__, _Refusal):
-        return error.__context__.error
-    if isinstance(error, httptools.HttpParserCallbackError):
-        return RequestError("The request is not valid HTTP: its URL cannot be read.")
-    return RequestError(f"The request is not valid HTTP: {error}.")
