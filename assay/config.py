@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -84,6 +85,19 @@ def _check_keys(api_keys: tuple[str, ...]) -> None:
                 f"API key {number} of {len(api_keys)} has spaces or characters beyond ASCII; use letters, digits and "
                 "punctuation."
             )
+
+
+def _check_networks(setting: str, values: tuple[str, ...]) -> None:
+    if not isinstance(values, tuple):
+        raise ConfigError(f"{setting} must be a tuple of strings.")
+    for value in values:
+        try:
+            if value != "*":
+                ip_network(value)
+        except ValueError:
+            raise ConfigError(
+                f"{setting} has {value!r}; it must be an address, a network like 10.0.0.0/8, or *."
+            ) from None
 
 
 def _check_names(setting: str, values: tuple[str, ...], pattern: re.Pattern[str], allowed: str) -> None:
@@ -199,6 +213,12 @@ class ServerConfig:
         tuple[str, ...],
         Setting("Let pages of this origin ask, such as https://app.example.com; may be repeated. Default: none."),
     ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Believe this address or network who its requests come from (X-Forwarded-For); may be repeated, * is any."
+        ),
+    ] = ("127.0.0.1",)
     max_connections: Annotated[int, Setting("Open connections; more get 503.", least=1)] = 4096
     max_header_bytes: Annotated[int, Setting("Larger request heads get 431.", least=256)] = 32 * 1024
     header_timeout: Annotated[
@@ -227,6 +247,7 @@ class ServerConfig:
         check(self)
         _check_keys(self.api_keys)
         _check_names("allowed_hosts", self.allowed_hosts, _HOST, "a host's name without a port, or *")
+        _check_networks("trusted_proxies", self.trusted_proxies)
         _check_names("cors_origins", self.cors_origins, _ORIGIN, "like https://app.example.com: no path, no *")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ConfigError("ssl_keyfile is set, and ssl_certfile is not; give both.")

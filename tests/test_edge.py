@@ -666,6 +666,8 @@ async def test_what_the_scan_would_find() -> None:
         ({"allowed_hosts": ("https://a.example",)}, "allowed_hosts has 'https://a.example'"),
         ({"allowed_hosts": ("a.example:80",)}, "without a port"),
         ({"allowed_hosts": ("",)}, "allowed_hosts has ''"),
+        ({"trusted_proxies": ("10.0.0.0/40",)}, "trusted_proxies has '10.0.0.0/40'"),
+        ({"trusted_proxies": ("*", "proxy.example")}, "an address, a network"),
         ({"allowed_hosts": "a.example"}, "allowed_hosts must be a tuple"),
         ({"cors_origins": ("*",)}, r"cors_origins has '\*'"),
         ({"cors_origins": ("app.example",)}, "https://app.example.com"),

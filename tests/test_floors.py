@@ -121,6 +121,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("server.service",),
     ("server.exchange",),
     ("server.endpoint", "server.body"),
+    ("server.failure",),
+    ("server.scoring",),
     ("server.hosts",),
     ("server.auth",),
     ("server.kserve", "server.tokens"),

@@ -228,6 +228,26 @@ async def logged(folder: Path, **config: Any) -> AsyncIterator[tuple[InProcess, 
         logger.setLevel(kept[2])
 
 
+@pytest.mark.parametrize(
+    ("trusted", "client"),
+    [
+        (("127.0.0.1",), "203.0.113.7:0"),
+        (("10.0.0.0/8", "127.0.0.0/8"), "203.0.113.7:0"),
+        (("*",), "203.0.113.7:0"),
+        (("10.0.0.1",), "127.0.0.1:"),
+        ((), "127.0.0.1:"),
+    ],
+)
+async def test_a_trusted_proxy_says_who_asks(folder: Path, trusted: tuple[str, ...], client: str) -> None:
+    async with logged(folder, trusted_proxies=trusted) as (running, stream):
+        headers = {"X-Forwarded-For": "203.0.113.7"}
+        assert (await running.client.get("/v1/models", headers=headers)).status_code == 200
+        assert (await running.classify(input="great")).status_code == 200
+    proxied, direct = map(json.loads, stream.getvalue().splitlines())
+    assert proxied["client"].startswith(client)
+    assert direct["client"].startswith("127.0.0.1:")
+
+
 async def test_a_scored_request_is_one_json_object(folder: Path) -> None:
     async with logged(folder, served_model_name="tiny") as (running, stream):
         response = await running.classify(input=["great", "new coffee"])

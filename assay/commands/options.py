@@ -19,6 +19,7 @@ _FLAGS = {
     "api_keys": ("--api-key",),
     "allowed_hosts": ("--allowed-host",),
     "cors_origins": ("--cors-origin",),
+    "trusted_proxies": ("--trusted-proxy",),
 }
 
 

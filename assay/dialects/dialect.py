@@ -95,7 +95,7 @@ class Dialect:
     example: dict[str, Any]
     keys: frozenset[str] = frozenset()
     methods: tuple[str, ...] = ("POST",)
-    check: Callable[[Call, ModelFacts], None] = lambda call, model: None
+    check: Callable[[Call, ModelFacts], None] | None = None
     headers: Callable[[Answer], dict[str, str]] = lambda answer: {}
     status: Callable[[AssayError], int] = lambda error: error.status
     prefixes: tuple[str, ...] = ()

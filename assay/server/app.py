@@ -1,53 +1,37 @@
-"""HTTP: routes as a list, short handlers, errors turned into answers in one place. Knows no dialect's shapes."""
+"""HTTP: what answers which path, and what each request goes through before. Knows no dialect's shapes.
+
+Layers that only hand a request on return what the next one does: a coroutine around another is entered each time that
+the request goes on.
+"""
 
 import asyncio
-import logging
-import math
 import threading
-import time
-import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from assay.dialects import PATHS, spoken_at
-from assay.dialects.dialect import Answer, Dialect, Incoming, ModelFacts, choose
-from assay.errors import (
-    AssayError,
-    InternalError,
-    MethodError,
-    NotFoundError,
-    QueueFullError,
-    RequestError,
-    TooLargeError,
-)
+from assay.dialects import PATHS
+from assay.errors import AssayError
 from assay.server.access_log import AccessLog
 from assay.server.auth import authentication
-from assay.server.body import json_response, read_body
 from assay.server.docs_page import docs_routes
-from assay.server.exchange import Exchange
+from assay.server.failure import Failures
 from assay.server.hosts import cross_origin, host_check
-from assay.server.observation import Observation
 from assay.server.observe import Observe, Watcher, open_tracing
+from assay.server.scoring import Scoring
 from assay.server.service import Service
 from assay.server.status import ENDPOINTS
 
 Result = TypeVar("Result")
-
-_log = logging.getLogger("assay.server")
-
-# A dialect's path takes them all, and refuses those that it does not answer in its own shape.
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = lambda error: None) -> Starlette:
@@ -72,12 +56,10 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
             for watcher in watchers:
                 await asyncio.to_thread(watcher.close)
 
+    failures = Failures(service.metrics)
+    scoring = {path: Scoring(service, failures, dialects) for path, dialects in PATHS.items()}
     routes = [
-        *(
-            Route(path, partial(_answer, service, dialects), methods=_METHODS)
-            for path, dialects in PATHS.items()
-            if "{" in path
-        ),
+        *(Route(path, app) for path, app in scoring.items() if "{" in path),
         *(route for endpoint in ENDPOINTS for route in endpoint.routes(service)),
         *docs_routes(service, ENDPOINTS),
     ]
@@ -85,13 +67,14 @@ def build_app(service: Service, on_loaded: Callable[[Exception | None], None] = 
         routes=routes,
         lifespan=lifespan,
         middleware=[
-            Middleware(Observe, metrics=service.metrics, failed=partial(_failure, service), watchers=watchers),
+            Middleware(Forwarded, trusted=config.trusted_proxies),
+            Middleware(Observe, metrics=service.metrics, failed=failures.answer, watchers=watchers),
             *host_check(config, service.metrics),
             *cross_origin(config),
             *authentication(config, service.metrics),
-            Middleware(Dialects, service=service),
+            Middleware(Dialects, paths={path: app for path, app in scoring.items() if "{" not in path}),
         ],
-        exception_handlers={AssayError: partial(_error, service), HTTPException: partial(_http_error, service)},
+        exception_handlers={AssayError: failures.of_route, HTTPException: failures.of_route},
     )
 
 
@@ -105,28 +88,31 @@ class _App(Starlette):
         return app
 
 
-class Dialects:
-    """Before the router, which tries route after route: the paths that dialects answer, but for those with names in
-    them (`{model}`), lead straight to `_answer`.
-    """
+class Forwarded:
+    """A trusted proxy says who asked it, which is who the log and the traces name."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, trusted: Sequence[str]) -> None:
         self.app = app
-        self._service = service
+        self._proxied: Any = ProxyHeadersMiddleware(app, "*" if "*" in trusted else [*trusted])  # type: ignore[arg-type]  # starlette's types
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        dialects = PATHS.get(scope["path"]) if scope["type"] == "http" else None
-        if dialects is None:
-            await self.app(scope, receive, send)
-            return
-        request = Request(scope, receive)
-        try:
-            response = await _answer(self._service, dialects, request)
-        except AssayError as error:
-            response = await _error(self._service, request, error)
-        except HTTPException as error:
-            response = await _http_error(self._service, request, error)
-        await response(scope, receive, send)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        for name, _ in scope.get("headers", ()):
+            if name.startswith(b"x-forwarded-"):
+                proxied: Awaitable[None] = self._proxied(scope, receive, send)
+                return proxied
+        return self.app(scope, receive, send)
+
+
+class Dialects:
+    """Before the router, which tries route after route."""
+
+    def __init__(self, app: ASGIApp, paths: Mapping[str, ASGIApp]) -> None:
+        self.app = app
+        self._paths = paths
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        app = self._paths.get(scope["path"], self.app) if scope["type"] == "http" else self.app
+        return app(scope, receive, send)
 
 
 async def _load(service: Service, on_loaded: Callable[[Exception | None], None]) -> None:
@@ -161,113 +147,3 @@ async def _in_daemon(work: Callable[[], Result]) -> Result:
 
     threading.Thread(target=run, name="assay-loader", daemon=True).start()
     return await future
-
-
-async def _answer(service: Service, dialects: tuple[Dialect, ...], request: Request) -> Response:
-    """An edge: whatever goes wrong, the caller is told; of our bugs without details, which the log has."""
-    request.scope["dialect"] = dialects[0]
-    if not any(request.method in dialect.methods for dialect in dialects):
-        allowed = sorted({method for dialect in dialects for method in dialect.methods})
-        raise HTTPException(405, headers={"Allow": ", ".join(allowed)})
-    try:
-        return await _scored(service, dialects, request)
-    except AssayError:
-        raise
-    except Exception as error:
-        raise InternalError("Internal server error; the server's log has the details.") from error
-
-
-async def _scored(service: Service, dialects: tuple[Dialect, ...], request: Request) -> Response:
-    """Any dialect's request: body → dialect → parse → check → engine → render."""
-    observation: Observation = request.scope["observation"]
-    limit = _time_limit(observation.fields.get(b"x-request-timeout-ms"), service.config.request_timeout)
-    body = await read_body(request, service.config)
-    dialect = request.scope["dialect"] = choose(dialects, body)
-    call = dialect.parse(Incoming(body, request.path_params, observation.fields))
-    request_id = observation.named(call.request_id)
-    observation.prompts = call.prompts
-    served = service.serving(call.model, call.any_model)
-    observation.model = served.name
-    engine = served.ready()
-    if len(call.prompts) > service.config.max_request_inputs:
-        raise TooLargeError(
-            f"The request has {len(call.prompts)} inputs; at most {service.config.max_request_inputs} are allowed. "
-            "Split it.",
-            param="input",
-        )
-    activation = call.options.activation or engine.model.activation
-    dialect.check(call, ModelFacts(served.name, engine.model.labels, activation))
-    observation.scoring = time.monotonic()
-    with Exchange.of(request.scope):
-        predictions = await engine.classify(call.prompts, call.options, deadline=observation.started + limit)
-    observation.predictions = predictions
-    answer = Answer(
-        call=call,
-        predictions=predictions,
-        labels=engine.model.labels,
-        model=served.name,
-        request_id=request_id,
-        created=int(time.time()),
-        seconds=time.monotonic() - observation.started,
-        thresholds=engine.model.thresholds,
-    )
-    return json_response(dialect.render(answer), 200, dialect.headers(answer), observation.timing_headers())
-
-
-def _time_limit(header: bytes | None, default: float | None) -> float:
-    """Seconds that the request may take: the caller's word, else the operator's, else no end."""
-    if header is None:
-        return math.inf if default is None else default
-    if not (header.isdigit() and len(header) <= 12 and int(header) > 0):
-        given = header.decode("latin-1")
-        raise RequestError(f"The header x-request-timeout-ms is {given!r}; it must be whole milliseconds, 1 or more.")
-    return int(header) / 1000
-
-
-async def _error(service: Service, request: Request, error: Exception) -> Response:
-    """Every refusal and failure, in the shape of the dialect whose path it was; the document's shape elsewhere."""
-    assert isinstance(error, AssayError)
-    service.metrics.errors.labels(error.type).inc()
-    request.scope["error_type"] = error.type
-    if isinstance(error, InternalError):
-        error = _logged(error, request.scope["observation"].request_id)
-    dialect: Dialect = request.scope.get("dialect") or spoken_at(request.url.path)
-    headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}
-    if "unread" in request.scope:
-        headers["connection"] = "close"
-    return json_response(dialect.render_error(error), dialect.status(error), headers)
-
-
-def _logged(error: InternalError, request_id: str) -> InternalError:
-    """The same, naming the request for whoever reads the log. There a bug has its type and frames, and no message: that
-    may quote a caller's text.
-    """
-    bug, details = error.__cause__, ""
-    if bug is not None:
-        details = f"\n{''.join(traceback.format_tb(bug.__traceback__)).rstrip()}\n{type(bug).__name__}"
-    _log.error("Request %s failed: %s%s", request_id, error.message, details)
-    return InternalError(f"{error.message} (request id {request_id})", error.param)
-
-
-async def _failure(service: Service, request: Request, error: Exception) -> Response:
-    """A bug in a route that is no dialect."""
-    failure = InternalError("Internal server error; the server's log has the details.")
-    failure.__cause__ = error
-    return await _error(service, request, failure)
-
-
-async def _http_error(service: Service, request: Request, error: Exception) -> Response:
-    """What the router itself refuses: an unknown path, a wrong method."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path
-    match error.status_code:
-        case 404:
-            refusal: AssayError = NotFoundError(f"There is no {path} here; POST /v1/classify, or GET /v1/models.")
-        case 405:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            refusal = MethodError(f"{request.method} is not allowed on {path}; use {allowed}.")
-        case _:
-            refusal = RequestError(str(error.detail))
-    response = await _error(service, request, refusal)
-    response.headers.update(error.headers or {})
-    return response

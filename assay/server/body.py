@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from assay.config import ServerConfig
 from assay.errors import ClientGoneError, MediaTypeError, SlowRequestError, TooLargeError
@@ -44,25 +44,25 @@ def json_response(
     return _Json(msgspec.json.encode(value), status, raw_headers)
 
 
-async def read_body(request: Request, config: ServerConfig) -> bytes:
+async def read_body(scope: Scope, receive: Receive, config: ServerConfig) -> bytes:
     """The body, refused before it is read where its length is known, and while it is read where not.
 
     Where the rest of it is not waited for, `scope["unread"]` is left, for whoever answers to close the connection.
     """
-    fields: Mapping[bytes, bytes] = request.scope["observation"].fields
+    fields: Mapping[bytes, bytes] = scope["observation"].fields
     _check_type(fields)
     declared = fields.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > config.max_body_bytes:
-        raise _too_large(request, config.max_body_bytes)
+        raise _too_large(scope, config.max_body_bytes)
     chunks: list[bytes] = []
     try:
-        if Exchange.of(request.scope).whole:
-            await _read(request, config.max_body_bytes, chunks)
+        if Exchange.of(scope).whole:
+            await _read(scope, receive, config.max_body_bytes, chunks)
         else:
             async with asyncio.timeout(config.body_timeout):
-                await _read(request, config.max_body_bytes, chunks)
+                await _read(scope, receive, config.max_body_bytes, chunks)
     except TimeoutError:
-        request.scope["unread"] = True
+        scope["unread"] = True
         raise SlowRequestError(
             f"The request body was not complete within {config.body_timeout:g} s; {sum(map(len, chunks))} bytes of it "
             "had come. Send it faster, or less of it."
@@ -72,17 +72,17 @@ async def read_body(request: Request, config: ServerConfig) -> bytes:
     return body
 
 
-async def _read(request: Request, limit: int, chunks: list[bytes]) -> None:
+async def _read(scope: Scope, receive: Receive, limit: int, chunks: list[bytes]) -> None:
     size, more = 0, True
     while more:
-        message = await request.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError("The client closed the connection.")
         chunk = message.get("body", b"")
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
-            raise _too_large(request, limit)
+            raise _too_large(scope, limit)
         more = message.get("more_body", False)
 
 
@@ -112,6 +112,6 @@ def _check_type(fields: Mapping[bytes, bytes]) -> None:
         raise MediaTypeError(f"The content encoding is {encoding!r}; send the body as it is, not compressed.")
 
 
-def _too_large(request: Request, limit: int) -> TooLargeError:
-    request.scope["unread"] = True
+def _too_large(scope: Scope, limit: int) -> TooLargeError:
+    scope["unread"] = True
     return TooLargeError(f"The request body is larger than {limit} bytes; split it.")

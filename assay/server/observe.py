@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from traceback import format_tb
 from typing import TYPE_CHECKING, Protocol
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,7 +45,7 @@ class Observe:
         self,
         app: ASGIApp,
         metrics: Metrics,
-        failed: Callable[[Request, Exception], Awaitable[Response]],
+        failed: Callable[[Scope, Exception], Response],
         watchers: Sequence[Watcher] = (),
     ) -> None:
         self.app = app
@@ -60,18 +59,18 @@ class Observe:
             return
         observation = scope["observation"] = Observation.of(scope)
 
-        async def send_observed(message: Message) -> None:
+        def send_observed(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"x-request-id", observation.request_id.encode("latin-1"))]
                 self._end(observation, scope, message["status"])
-            await send(message)
+            return send(message)
 
         try:
             await self.app(scope, receive, send_observed)
         except Exception as error:  # an edge: a bug is an answer too
             if observation.status:
                 raise InternalError("A request failed after its answer had begun.") from None
-            response = await self._failed(Request(scope), error)
+            response = self._failed(scope, error)
             await response(scope, receive, send_observed)
         finally:
             if not observation.status:

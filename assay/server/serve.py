@@ -53,6 +53,7 @@ def serve(server_config: ServerConfig, engine_configs: Sequence[EngineConfig]) -
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # the application reads them
             timeout_graceful_shutdown=_LAST_BYTES_SECONDS + 2,
             lifespan="on",
         )

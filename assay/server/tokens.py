@@ -99,7 +99,7 @@ class DetokenizeResponse(msgspec.Struct):
 
 
 async def _tokenize(service: Service, request: Request) -> Response:
-    body = await read_body(request, service.config)
+    body = await read_body(request.scope, request.receive, service.config)
     asked = decode(body, TokenizeRequest)
     engine = service.serving(asked.model).ready()
     prompts = asked.prompts()
@@ -123,7 +123,7 @@ def _tokens(
 
 
 async def _detokenize(service: Service, request: Request) -> Response:
-    body = await read_body(request, service.config)
+    body = await read_body(request.scope, request.receive, service.config)
     asked = decode(body, DetokenizeRequest)
     engine = service.serving(asked.model).ready()
     rows = [item for item in asked.tokens if isinstance(item, list)]
