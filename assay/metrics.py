@@ -14,7 +14,6 @@ from statistics import fmean
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
     GCCollector,
     Info,
@@ -40,9 +39,9 @@ OTHER = "other"
 
 def mean_timings(predictions: Seq[Prediction]) -> Timings:
     """A request's time in each stage: the mean over its inputs, as TEI counts it. Zero where nothing was scored."""
+    if len(predictions) <= 1:
+        return predictions[0].timings if predictions else Timings()
     timings = [prediction.timings for prediction in predictions]
-    if len(timings) <= 1:
-        return timings[0] if timings else Timings()
     return Timings(
         fmean(timing.tokenize for timing in timings),
         fmean(timing.queue for timing in timings),
@@ -55,14 +54,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
-        self.requests = Counter(
-            "assay_requests", "Requests answered, by dialect and HTTP status.", ["dialect", "status"], registry=r
+        self.requests = _Counter(
+            "assay_requests", "Requests answered, by dialect and HTTP status.", ["dialect", "status"], r
         )
         self.request_seconds = _Histogram(
             "assay_request_seconds", "From a request's first byte to its answer.", ["dialect", "status_class"],
             _SECONDS, r,
         )  # fmt: skip
-        self.errors = Counter("assay_errors", "Requests refused or failed, by type.", ["type"], registry=r)
+        self.errors = _Counter("assay_errors", "Requests refused or failed, by type.", ["type"], r)
         for kind in _error_types(AssayError):
             self.errors.labels(kind)  # at 0 from the start, so that a rate sees the first
         self._of_models(r)
@@ -70,29 +69,28 @@ class Metrics:
         ProcessCollector(registry=r)
         PlatformCollector(registry=r)
         GCCollector(registry=r)
-        self._requests: dict[tuple[str, int], tuple[Counter, _Buckets]] = {}
+        self._requests: dict[tuple[str, int], tuple[_Count, _Buckets]] = {}
 
     def _of_models(self, r: CollectorRegistry) -> None:
         self.stage_seconds = _Histogram(
             "assay_stage_seconds", "A request's time in each stage, the mean over its inputs.", ["model", "stage"],
             _SECONDS, r,
         )  # fmt: skip
-        self.sequences = Counter("assay_sequences", "Sequences scored.", ["model"], registry=r)
-        self.shared_sequences = Counter(
-            "assay_shared_sequences", "Sequences that had the answer of an equal one in their request.", ["model"],
-            registry=r,
-        )  # fmt: skip
-        self.tokens = Counter("assay_tokens", "Tokens scored.", ["model"], registry=r)
-        self.padding_tokens = Counter(
-            "assay_padding_tokens", "Tokens on the device that belong to no sequence.", ["model"], registry=r
+        self.sequences = _Counter("assay_sequences", "Sequences scored.", ["model"], r)
+        self.shared_sequences = _Counter(
+            "assay_shared_sequences", "Sequences that had the answer of an equal one in their request.", ["model"], r
+        )
+        self.tokens = _Counter("assay_tokens", "Tokens scored.", ["model"], r)
+        self.padding_tokens = _Counter(
+            "assay_padding_tokens", "Tokens on the device that belong to no sequence.", ["model"], r
         )
         self.batch_tokens = _Histogram("assay_batch_tokens", "Tokens in a batch.", ["model"], _POWERS_OF_TWO, r)
         self.batch_sequences = _Histogram(
             "assay_batch_sequences", "Sequences in a batch.", ["model"], tuple(2.0**i for i in range(11)), r
         )
-        self.labels = Counter(
+        self.labels = _Counter(
             "assay_labels", f"Inputs by their highest label; from the {MAX_LABELS + 1}th label on, `{OTHER}`.",
-            ["model", "label"], registry=r,
+            ["model", "label"], r,
         )  # fmt: skip
         self.model = Info("assay_model", "The models that are loaded; always 1.", ["model"], registry=r)
         self.model_state = Gauge(
@@ -123,7 +121,10 @@ class Metrics:
         """One request is answered."""
         bound = self._requests.get((dialect, status))
         if bound is None:
-            bound = self.requests.labels(dialect, status), self.request_seconds.labels(dialect, f"{status // 100}xx")
+            bound = (
+                self.requests.labels(dialect, str(status)),
+                self.request_seconds.labels(dialect, f"{status // 100}xx"),
+            )
             self._requests[dialect, status] = bound
         bound[0].inc()
         bound[1].observe(seconds)
@@ -131,6 +132,38 @@ class Metrics:
     def render(self) -> bytes:
         """The registry in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Counter(Collector):
+    """A counter that the event loop alone counts: the library's takes a lock and four calls each time."""
+
+    def __init__(self, name: str, documentation: str, labels: Seq[str], registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self._children: dict[tuple[str, ...], _Count] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> "_Count":
+        return self._children.setdefault(values, _Count())
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, child in self._children.items():
+            family.add_metric(values, child.value)
+        yield family
+
+
+class _Count:
+    """Of one set of labels."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float = 1.0) -> None:
+        self.value += amount
 
 
 class _Counts(Collector):
@@ -211,7 +244,7 @@ class ModelMetrics:
         self.line_requests = metrics.line_requests.labels(model)
         self.requests_in_flight = metrics.requests_in_flight.labels(model)
         self._stages = [metrics.stage_seconds.labels(model, stage) for stage in _STAGES]
-        self._labels: dict[str, Counter] = {}
+        self._labels: dict[str, _Count] = {}
 
     def describe(self, labels: Seq[str], **facts: object) -> None:
         """The model is loaded. facts: what the info metric says of it."""
@@ -241,7 +274,7 @@ class ModelMetrics:
         """A batch has run. num_tokens: on the device."""
         self.batch_tokens.observe(num_tokens)
         self.batch_sequences.observe(len(sequences))
-        self.tokens.inc(real := sum(sequence.num_tokens for sequence in sequences))
+        self.tokens.inc(real := sum([sequence.num_tokens for sequence in sequences]))
         self.padding_tokens.inc(num_tokens - real)
         self.sequences.inc(len(sequences))
 
@@ -250,13 +283,12 @@ class ModelMetrics:
         if not predictions:
             return
         timings = mean_timings(predictions)
-        for stage, seconds in zip(self._stages, (timings.tokenize, timings.queue, timings.inference), strict=True):
-            stage.observe(seconds)
-        counts: dict[str, int] = {}
+        tokenize, queue, inference = self._stages
+        tokenize.observe(timings.tokenize)
+        queue.observe(timings.queue)
+        inference.observe(timings.inference)
         for prediction in predictions:
-            counts[prediction.label] = counts.get(prediction.label, 0) + 1
-        for label, count in counts.items():
-            self._labels[label].inc(count)
+            self._labels[prediction.label].inc()
 
 
 def _is(read: Callable[[], str], state: str) -> float:

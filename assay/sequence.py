@@ -8,7 +8,7 @@ from array import array
 from typing import Any, Literal, get_args
 
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
 from assay.config import Activation, Windowing
 from assay.errors import RequestError
@@ -71,6 +71,7 @@ class Options(Struct, frozen=True):
     priority: higher is served first.
     window: how a text that is too long is scored in overlapping windows (docs/windows.md); "none" does not; None takes
         the server's way.
+    windowed: whether there is to be more than one, where it is longer.
     window_size, window_overlap: tokens of a window, special ones and a pair's first text included, and how many of its
         text's tokens the next one repeats; None takes the model's length, and a quarter of the text's share.
     """
@@ -83,9 +84,11 @@ class Options(Struct, frozen=True):
     window: Windowing | None = None
     window_size: int | None = None
     window_overlap: int | None = None
+    windowed: bool = False  # whatever is given here
 
     def __post_init__(self) -> None:
         """Raises RequestError: an option of a wrong value would otherwise fail far from its caller."""
+        force_setattr(self, "windowed", self.window not in (None, "none"))
         for name, allowed in _CHOICES:
             value = getattr(self, name)
             if value is not None and value not in allowed:
@@ -98,10 +101,6 @@ class Options(Struct, frozen=True):
             raise RequestError("window and truncate_prompt_tokens are two ways with one long text; send one.", "window")
         if not self.windowed and (self.window_size is not None or self.window_overlap is not None):
             raise RequestError("window_size and window_overlap need a window: max, mean or noisy_or.", "window")
-
-    @property
-    def windowed(self) -> bool:
-        return self.window not in (None, "none")
 
 
 class Timings(Struct):

@@ -115,7 +115,7 @@ async def test_an_answer_ends_once() -> None:
 async def test_a_client_that_waits_for_leave_to_send_gets_it_when_it_is_read() -> None:
     made, written = cycle(expects=True)
     assert not written
-    made.body += b"some"
+    made.add_body(b"some")
     assert await made.receive() == {"type": "http.request", "body": b"some", "more_body": True}
     assert written == [b"HTTP/1.1 100 Continue\r\n\r\n"]
 
@@ -128,17 +128,14 @@ async def test_a_body_comes_as_it_comes_and_then_its_client_s_end() -> None:
 
     reading = asyncio.create_task(read())
     await asyncio.sleep(0)
-    made.body += b"so"
-    made.message_event.set()
+    made.add_body(b"so")
     await asyncio.sleep(0)
-    made.body += b"me"
-    made.more_body = False
-    made.message_event.set()
+    made.add_body(b"me")
+    made.end_body()
     for _ in range(3):
         await asyncio.sleep(0)
     assert not reading.done(), "behind the body it waits for the client to go"
-    made.disconnected = True
-    made.message_event.set()
+    made.leave()
     assert await reading == [
         {"type": "http.request", "body": b"so", "more_body": True},
         {"type": "http.request", "body": b"me", "more_body": False},

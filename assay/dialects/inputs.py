@@ -1,5 +1,6 @@
 """What many requests have in common: options, and prompts as `input` or `messages`. Knows no path and no answer."""
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,6 +10,9 @@ from assay.config import Windowing
 from assay.dialects.dialect import Call
 from assay.errors import RequestError
 from assay.sequence import ChatPrompt, Options, Prediction, Prompt, TextPrompt, TokenPrompt
+
+# Most requests want what others want, and to check it takes longer than to look it up. In Options' order.
+_options = lru_cache(maxsize=256)(Options)
 
 
 class PairInput(msgspec.Struct):
@@ -62,15 +66,15 @@ class OptionFields(msgspec.Struct, kw_only=True):
         """These prompts, with the options that the fields ask for."""
         return Call(
             prompts=prompts,
-            options=Options(
-                truncate_prompt_tokens=self.truncate_prompt_tokens,
-                truncation_side=self.truncation_side,
-                add_special_tokens=self.add_special_tokens,
-                activation="none" if self._wants_raw() else None,
-                priority=self.priority or 0,
-                window=self.window,
-                window_size=self.window_size,
-                window_overlap=self.window_overlap,
+            options=_options(
+                self.truncate_prompt_tokens,
+                self.truncation_side,
+                self.add_special_tokens,
+                "none" if self._wants_raw() else None,
+                self.priority or 0,
+                self.window,
+                self.window_size,
+                self.window_overlap,
             ),
             model=self.model or None,
             request_id=self.request_id or (self.rid if isinstance(self.rid, str) else None) or None,

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 from assay.config import WhenFull
 from assay.errors import OverloadedError, QueueFullError, TooLargeError
@@ -34,6 +35,12 @@ class Admission:
         """Requests in line."""
         return len(self._front) + len(self._line)
 
+    def has_room(self, tokens: int, at_front: bool = False) -> bool:
+        """Whether `enter` would not wait."""
+        if self._queued() + self.tokenizing + tokens > self.limit or self._front:
+            return False
+        return at_front or not self._line
+
     async def enter(self, tokens: int, at_front: bool = False) -> None:
         """Take room for `tokens`, until `leave`. Raises TooLargeError, QueueFullError or OverloadedError.
 
@@ -43,8 +50,7 @@ class Admission:
             raise TooLargeError(
                 f"The request has about {tokens} tokens, more than the whole queue holds ({self.limit}); split it."
             )
-        line = self._front if at_front else self._line
-        if self._fits(tokens) and not self._front and (at_front or not self._line):
+        if self.has_room(tokens, at_front):
             self.tokenizing += tokens
             return
         message = f"The queue is full ({self.limit} tokens wait); try again later."
@@ -54,7 +60,7 @@ class Admission:
             case "503":
                 raise OverloadedError(message)
             case "wait":
-                await self._stand_in(line, tokens)
+                await self._stand_in(self._front if at_front else self._line, tokens)
 
     async def _stand_in(self, line: Line, tokens: int) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -75,7 +81,7 @@ class Admission:
         been tokenized leaves, and enters to be queued, in one go, and no other takes that room meanwhile.
         """
         self.tokenizing -= tokens
-        if self.waiting:
+        if self._front or self._line:
             asyncio.get_running_loop().call_soon(self.wake)
 
     def wake(self) -> None:
@@ -97,12 +103,18 @@ class Admission:
         return self._queued() + self.tokenizing + tokens <= self.limit
 
 
-def estimated_tokens(prompt: Prompt) -> int:
-    """What stands for a prompt's tokens until they are counted."""
-    if isinstance(prompt, TokenPrompt):
-        return len(prompt.token_ids)
-    if isinstance(prompt, TextPrompt):
-        characters = len(prompt.text) + len(prompt.text_pair or "")
-    else:
-        characters = sum(len(str(message.get("content"))) for message in prompt.messages)
-    return characters // _CHARACTERS_PER_TOKEN + 1
+def estimated_tokens(prompts: Seq[Prompt], longest: int) -> int:
+    """What stands for the prompts' tokens until they are counted. longest: of one prompt, in tokens."""
+    total = 0
+    for prompt in prompts:
+        if isinstance(prompt, TokenPrompt):
+            tokens = len(prompt.token_ids)
+        elif isinstance(prompt, TextPrompt):
+            tokens = len(prompt.text) // _CHARACTERS_PER_TOKEN + 1
+            if prompt.text_pair is not None:
+                tokens += len(prompt.text_pair) // _CHARACTERS_PER_TOKEN
+        else:
+            characters = sum(len(str(message.get("content"))) for message in prompt.messages)
+            tokens = characters // _CHARACTERS_PER_TOKEN + 1
+        total += tokens if tokens < longest else longest
+    return total

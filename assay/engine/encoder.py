@@ -53,9 +53,7 @@ class PromptEncoder:
         library: it runs without the interpreter, which is handed over twice a call.
         """
         plain = [
-            [prompt.text for prompt in prompts if isinstance(prompt, TextPrompt) and prompt.text_pair is None]
-            if _is_plain(prompts, options)
-            else []
+            _plain_texts(prompts) if not options.windowed and options.add_special_tokens is not False else []
             for prompts, options, _ in requests
         ]
         try:
@@ -85,7 +83,9 @@ class PromptEncoder:
         first_index: what the caller calls the first of these prompts, in messages. any_length: they will be counted and
             not scored, so that none is too long or empty. plain: the encodings, where they are all plain texts.
         """
-        limit, window_size = self._limit(options), self._window_size(options)
+        asked = options.truncate_prompt_tokens
+        limit = None if asked is None else self._limit(asked)
+        window_size = self._window_size(options) if options.windowed else None
         if plain is None:
             prompts = [self._pair_as_conversation(prompt) for prompt in prompts]
             texts = [self._text_of(prompt) for prompt in prompts if not isinstance(prompt, TokenPrompt)]
@@ -129,11 +129,8 @@ class PromptEncoder:
                 param="input",
             )
 
-    def _limit(self, options: Options) -> int | None:
-        """Tokens to cut to, or None where the caller wants no cutting."""
-        limit = options.truncate_prompt_tokens
-        if limit is None:
-            return None
+    def _limit(self, limit: int) -> int:
+        """Tokens to cut to."""
         if limit == -1:
             return self._max_model_len
         if limit < 1:
@@ -148,10 +145,8 @@ class PromptEncoder:
             )
         return limit
 
-    def _window_size(self, options: Options) -> int | None:
-        """Tokens of a window, or None where windows are not asked for."""
-        if not options.windowed:
-            return None
+    def _window_size(self, options: Options) -> int:
+        """Tokens of a window."""
         size = self._max_model_len if options.window_size is None else options.window_size
         if not 1 <= size <= self._max_model_len:
             raise RequestError(
@@ -306,13 +301,14 @@ class PromptEncoder:
         return options.truncation_side or self._truncation_side
 
 
-def _is_plain(prompts: Seq[Prompt], options: Options) -> bool:
-    """Whether these are texts and nothing else, read as most are."""
-    return (
-        not options.windowed
-        and options.add_special_tokens is not False
-        and all(type(prompt) is TextPrompt and prompt.text_pair is None for prompt in prompts)
-    )
+def _plain_texts(prompts: Seq[Prompt]) -> list[str]:
+    """The texts, where these are texts and nothing else; none otherwise."""
+    texts = []
+    for prompt in prompts:
+        if type(prompt) is not TextPrompt or prompt.text_pair is not None:
+            return []
+        texts.append(prompt.text)
+    return texts
 
 
 def _adds_special(prompt: Prompt, options: Options) -> bool:

@@ -176,7 +176,7 @@ class Engine:
     async def _classify(
         self, prompts: Seq[Prompt], options: Options, first_index: int, deadline: float
     ) -> list[Prediction]:
-        combination = self._combination(options)
+        combination = self._combination(options) if options.windowed else None
         sequences = await self._tokenize(prompts, options, first_index)
         for sequence in sequences:
             sequence.deadline = deadline
@@ -203,10 +203,8 @@ class Engine:
             return options
         return replace(options, truncate_prompt_tokens=cut, window=window)
 
-    def _combination(self, options: Options) -> Combination | None:
-        """How windows become one prediction; None where there are none."""
-        if not options.windowed:
-            return None
+    def _combination(self, options: Options) -> Combination:
+        """How windows become one prediction."""
         activation = options.activation or self.model.activation
         return Combination(options.window or "none", self.model.labels, activation, self.model.activation)
 
@@ -253,7 +251,7 @@ class Engine:
         """Sequences that have their room in the queue until `_score` puts them there."""
         started = time.monotonic()
         longest = self.config.max_queue_tokens + 1 if options.windowed else self.max_model_len
-        estimate = sum(min(estimated_tokens(prompt), longest) for prompt in prompts)
+        estimate = estimated_tokens(prompts, longest)
         await self._admission.enter(estimate)
         admitted = time.monotonic()
         try:
@@ -290,14 +288,13 @@ class Engine:
         return predictions
 
     async def _queue(self, sequences: list[Sequence], waiter: Waiter) -> None:
-        num_tokens = sum(sequence.num_tokens for sequence in sequences)
-        await self._admission.enter(num_tokens, at_front=True)
-        try:
+        num_tokens = sum([sequence.num_tokens for sequence in sequences])
+        if not self._admission.has_room(num_tokens, at_front=True):
+            await self._admission.enter(num_tokens, at_front=True)
+            self._admission.leave(num_tokens)  # those in line hear of it when these are queued
             self._check_running()
-            self._waiters.update(dict.fromkeys(sequences, waiter))
-            self._worker.add(sequences)
-        finally:
-            self._admission.leave(num_tokens)
+        self._waiters.update(dict.fromkeys(sequences, waiter))
+        self._worker.add(sequences)
         if not self._waking:
             self._waking = True
             asyncio.get_running_loop().call_soon(self._wake_worker)

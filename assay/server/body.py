@@ -107,9 +107,9 @@ def _check_type(fields: Mapping[bytes, bytes]) -> None:
         media_type = given.decode("latin-1").partition(";")[0].strip().lower()
         if media_type != "application/json" and not media_type.endswith("+json"):
             raise MediaTypeError(f"The content type is {media_type or 'missing'!r}; send application/json.")
-    encoding = fields.get(b"content-encoding", b"").decode("latin-1").strip().lower()
-    if encoding not in ("", "identity"):
-        raise MediaTypeError(f"The content encoding is {encoding!r}; send the body as it is, not compressed.")
+    encoding = fields.get(b"content-encoding")
+    if encoding is not None and (name := encoding.decode("latin-1").strip().lower()) not in ("", "identity"):
+        raise MediaTypeError(f"The content encoding is {name!r}; send the body as it is, not compressed.")
 
 
 def _too_large(scope: Scope, limit: int) -> TooLargeError:

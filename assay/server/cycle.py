@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from assay.server.exchange import Exchange
+
 _log = logging.getLogger("assay.server")
 
 _LEAVE_TO_SEND = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -39,7 +41,7 @@ class News:
 
 
 class Cycle:
-    """The protocol fills `body`, clears `more_body` behind its end, and sets `message_event` for both.
+    """exchange: left in the scope too.
 
     scope: ASGI's; names of headers are in lower case there, and in answers. keep_alive: the connection outlives the
         answer. waiting_for_100_continue: the client has asked for leave to send its body.
@@ -58,6 +60,7 @@ class Cycle:
         on_response: Callable[[], None],
     ) -> None:
         self.scope = scope
+        self.exchange = scope["exchange"] = Exchange()
         self.transport = transport
         self.flow = flow
         self.default_headers = default_headers
@@ -67,10 +70,9 @@ class Cycle:
         self.on_response = on_response
         self.message_event = News()
         self.disconnected = False
-        self.body = bytearray()
-        self.more_body = True
         self.response_started = False
         self.response_complete = False
+        self._body = bytearray()  # what has come and is not received
         self._received = False  # the end of the body too: what comes next is the client's end
         self._head = b""  # waits for what follows it
         self._left: int | None = None  # of the answer's body, in bytes; None: it comes in chunks
@@ -92,18 +94,37 @@ class Cycle:
             await self.send({"type": "http.response.body", "body": _FAILED})
         self.close = self.on_response = _nothing  # the connection's, which has this
 
+    def add_body(self, body: bytes) -> int:
+        """A piece has come. How many bytes wait to be received."""
+        self._body += body
+        self.message_event.set()
+        return len(self._body)
+
+    def end_body(self) -> None:
+        """It is here, to its end."""
+        self.exchange.whole = True
+        self.message_event.set()
+
+    def leave(self) -> None:
+        """The client has gone."""
+        self.disconnected = True
+        self.message_event.set()
+        self.exchange.leave()
+
     async def receive(self) -> Message:
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(_LEAVE_TO_SEND)
             self.waiting_for_100_continue = False
-        while not (self.body or self.disconnected or self.response_complete) and (self.more_body or self._received):
+        whole = self.exchange.whole
+        while not (self._body or self.disconnected or self.response_complete) and (not whole or self._received):
             self.flow.resume_reading()
             await self.message_event.wait()
+            whole = self.exchange.whole
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
-        body, self.body = bytes(self.body), bytearray()
-        self._received = not self.more_body
-        return {"type": "http.request", "body": body, "more_body": self.more_body}
+        body, self._body = bytes(self._body), bytearray()
+        self._received = whole
+        return {"type": "http.request", "body": body, "more_body": not whole}
 
     async def send(self, message: Message) -> None:
         if self.flow.write_paused and not self.disconnected:

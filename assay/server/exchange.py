@@ -11,14 +11,15 @@ from assay.errors import ClientGoneError
 class Exchange:
     """Left by the protocol in `scope["exchange"]`, which spares each request a task that waits for its client to go.
 
-    whole: the body is here, to its end. gone: the client has hung up.
+    whole: the body is here, to its end. gone: the client has hung up. task: what answers; None: whoever asks.
     """
 
-    __slots__ = ("_working", "gone", "whole")
+    __slots__ = ("_working", "gone", "task", "whole")
 
     def __init__(self) -> None:
         self.whole = False
         self.gone = False
+        self.task: asyncio.Task[Any] | None = None
         self._working: asyncio.Task[Any] | None = None
 
     @staticmethod
@@ -35,7 +36,7 @@ class Exchange:
 
     def __enter__(self) -> None:
         """What is awaited in the `with` block ends as soon as the client hangs up. Raises ClientGoneError."""
-        self._working = asyncio.current_task()
+        self._working = self.task or asyncio.current_task()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -48,18 +48,15 @@ class Observation(Struct, eq=False):
     @classmethod
     def of(cls, scope: Scope) -> "Observation":
         client = scope.get("client")
-        made = cls(
-            request_id="",
+        fields = dict(reversed(scope["headers"]))
+        return cls(
+            request_id=_id_in(fields) or f"{getrandbits(128):032x}",  # no secret
             method=scope["method"][:16],
             path=scope["path"][:_MAX_PATH],
             client=f"{client[0]}:{client[1]}" if client else None,
             headers=scope["headers"],
+            fields=fields,
         )
-        made.request_id = _id_in(made.fields) or f"{getrandbits(128):032x}"  # no secret
-        return made
-
-    def __post_init__(self) -> None:
-        self.fields = dict(reversed(self.headers))
 
     def named(self, body_id: str | None) -> str:
         """The answer's id: the header's, else the one in the body, else ours. Where a header can carry it, it is the

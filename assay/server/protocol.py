@@ -30,7 +30,6 @@ from assay.errors import (
 )
 from assay.metrics import Metrics
 from assay.server.cycle import Cycle
-from assay.server.exchange import Exchange
 from assay.server.refusal import Refusal, reason_of, refusal
 from assay.server.timer import Timer
 from assay.server.unread import UnreadWatch
@@ -68,7 +67,6 @@ class EdgeProtocol(HttpToolsProtocol):
         self._deaf = False  # what comes is thrown away
         self._left = False  # nothing more is answered
         self._running: Cycle | None = None  # the request that is being answered
-        self._exchange = Exchange()  # the newest request's
         self._timer = Timer(self.loop)
         self._timed = ""  # what it is set for
 
@@ -121,9 +119,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._unread.stop()
         super().connection_lost(exc)
         if self._running is not None and not self._running.response_complete:
-            self._running.disconnected = True
-            self._running.message_event.set()
-            Exchange.of(self._running.scope).leave()
+            self._running.leave()
 
     def shutdown(self) -> None:
         """uvicorn waits for answers. The rest of a request is not waited for."""
@@ -162,7 +158,6 @@ class EdgeProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise Refusal(RequestError(f"More than {MAX_PIPELINED} requests wait on this connection."))
         scope = self._whole_scope()
-        self._exchange = scope["exchange"] = Exchange()
         before, self.cycle = self.cycle, self._cycle(scope)
         self._begun, self._receiving, self._fed = False, True, 0
         if before is None or before.response_complete:
@@ -197,7 +192,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _start(self, cycle: Cycle) -> None:
         self._running = cycle
-        task = self.loop.create_task(cycle.run_asgi(self.app))
+        task = cycle.exchange.task = self.loop.create_task(cycle.run_asgi(self.app))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -206,17 +201,13 @@ class EdgeProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle.response_complete:
             return
-        cycle.body += body
-        if len(cycle.body) > HIGH_WATER_LIMIT:
+        if cycle.add_body(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
-        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self._upgrade is None:
             self._receiving, self._fed = False, 0
-            self._exchange.whole = True
-            self.cycle.more_body = False
-            self.cycle.message_event.set()
+            self.cycle.end_body()
 
     def _head_without_upgrade(self) -> bytes:
         method = self.parser.get_method()
