@@ -1,8 +1,9 @@
 """What the HTTP front costs by itself: a server whose model computes nothing, held to one core, the load on another.
 
-    python -m benchmarks.front [--rounds 5] [--callers 32]
+    python -m benchmarks.front [--rounds 9] [--callers 64]
 
-A request's whole life is there (protocol, JSON, tokenizer, queue, batch, answer) but for the model's arithmetic.
+A request's whole life is there (protocol, JSON, tokenizer, queue, batch, answer) but for the model's arithmetic. Beside
+it, in the same rounds, uvicorn with an application that answers a constant: what HTTP alone costs on this core, today.
 """
 
 import argparse
@@ -20,16 +21,33 @@ from benchmarks.plan import FULL, say
 from benchmarks.servers import Kind, assay, serving
 
 _TEXT = "Loved the new café, coffee was great."
-_SCRIPT = (str(Path(__file__).parent / "workers" / "null_server.py"),)
-KINDS = {"no access log": assay(module=_SCRIPT), "default access log": assay("--access-log", "json", module=_SCRIPT)}
+_WORKERS = Path(__file__).parent / "workers"
+_SCRIPT = (str(_WORKERS / "null_server.py"),)
+
+
+def _bare() -> Kind:
+    def command(python: Path, folder: Path, port: int) -> list[str]:
+        options = f"--host 127.0.0.1 --port {port} --log-level warning --no-access-log --app-dir {_WORKERS}"
+        return [str(python), "-m", "uvicorn", "bare_server:app", *options.split()]
+
+    return Kind("", command, "/", lambda texts: {"input": texts})
+
+
+_BARE = "bare uvicorn"
+_ONE = "1 text"
 REQUESTS: dict[str, Any] = {
-    "1 text": {"input": _TEXT},
+    _ONE: {"input": _TEXT},
     "32 texts": {"input": [f"{_TEXT} {i}" for i in range(32)]},  # of equal ones, one is computed
     "1 text as token ids": {"input": [101, 3866, 1996, 2047, 7668, 1010, 4157, 2001, 2307, 1012, 102]},
 }
+KINDS = {
+    "no access log": assay(module=_SCRIPT),
+    "default access log": assay("--access-log", "json", module=_SCRIPT),
+    _BARE: _bare(),
+}
 
 
-def measure(rounds: int, seconds: float, callers: int = 32) -> dict[str, Any]:
+def measure(rounds: int, seconds: float, callers: int = 64) -> dict[str, Any]:
     """Requests a second of each kind of request, medians over rounds; cores: whether the load had one of its own."""
     cores = sorted(os.sched_getaffinity(0))
     folder = folder_of(MODELS["tiny"])
@@ -48,12 +66,17 @@ def measure(rounds: int, seconds: float, callers: int = 32) -> dict[str, Any]:
             for name, server in servers.items():
                 server.resume()
                 for request, body in REQUESTS.items():
+                    if name == _BARE and request != _ONE:
+                        continue
                     point = _ask(load, server.port, KINDS[name], body, callers, seconds)
                     found.setdefault(name, {}).setdefault(request, []).append(point)
                 server.pause()
     return {
         "rounds": rounds,
         "callers": callers,
+        "single_text_requests_per_second": {
+            name: [round(one["requests_per_second"]) for one in by[_ONE]] for name, by in found.items()
+        },
         "load_on_its_own_core": len(cores) > 1,
         "requests": {
             name: {
@@ -88,8 +111,8 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.front", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--callers", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--output", type=Path, help="write the report to this JSON file")
     arguments = parser.parse_args()
     report = measure(arguments.rounds, FULL.front_seconds, arguments.callers)

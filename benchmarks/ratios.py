@@ -91,6 +91,8 @@ def _front(report: Report) -> Iterator[Ratio]:
     quiet = report["requests"]["no access log"]
     single, many = quiet["1 text"]["requests_per_second"], quiet["32 texts"]["requests_per_second"]
     yield Ratio("HTTP front on one core, no model: requests of one text", single, 8000, unit="/s")
+    bare = report["requests"]["bare uvicorn"]["1 text"]["requests_per_second"]
+    yield Ratio("HTTP front on one core, no model: of what a bare uvicorn answers", 100 * single / bare, unit=" %")
     yield Ratio("HTTP front on one core, no model: texts, 32 a request", 32 * many, 4000, unit="/s")
 
 

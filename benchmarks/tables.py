@@ -120,7 +120,10 @@ def _front(report: Report) -> str:
         for name, by in report["requests"].items()
         for request, one in by.items()
     ]
-    head = f"A model that computes nothing; the server on one core, {report['callers']} callers on another."
+    head = (
+        f"A model that computes nothing; the server on one core, {report['callers']} callers on another; medians of "
+        f"{report['rounds']} rounds. Beside it uvicorn alone, with an application that answers a constant."
+    )
     return f"## The HTTP front\n\n{head}\n\n{rows(('request', 'requests/s', 'p50, ms'), body)}"
 
 
