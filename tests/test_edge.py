@@ -22,6 +22,7 @@ from assay.config import ServerConfig
 from assay.dialects import DIALECTS
 from assay.errors import ConfigError
 from assay.server.listener import listening
+from assay.server.outbox import Turn
 from assay.server.protocol import MAX_PIPELINED, EdgeProtocol
 from tests.e2e.process import InProcess, in_process
 from tests.tiny import save_bert
@@ -74,8 +75,9 @@ async def serving_edge(tiny: Path, **limits: Any) -> AsyncIterator[Edge]:
         state = ServerState()
         service = running.service
         loop = asyncio.get_running_loop()
+        turn = Turn(loop)
         server = await loop.create_server(
-            lambda: EdgeProtocol(config, state, {}, service.config, service.metrics), "127.0.0.1", 0
+            lambda: EdgeProtocol(config, state, {}, service.config, service.metrics, turn), "127.0.0.1", 0
         )
         async with server:
             edge = Edge(running, server.sockets[0].getsockname()[1], state)

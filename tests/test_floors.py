@@ -130,7 +130,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("server.openapi",),
     ("server.docs_page",),
     ("server.app",),
-    ("server.unread", "server.timer", "server.cycle", "server.refusal"),
+    ("server.unread", "server.timer", "server.cycle", "server.refusal", "server.outbox"),
     ("server.listener", "server.protocol"),
     ("server.serve",),
     ("scale",),

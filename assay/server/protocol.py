@@ -30,6 +30,7 @@ from assay.errors import (
 )
 from assay.metrics import Metrics
 from assay.server.cycle import Cycle
+from assay.server.outbox import Outbox, Turn
 from assay.server.refusal import Refusal, reason_of, refusal
 from assay.server.timer import Timer
 from assay.server.unread import UnreadWatch
@@ -43,7 +44,7 @@ _log = logging.getLogger("assay.server")
 
 
 class EdgeProtocol(HttpToolsProtocol):
-    """limits: timeouts and sizes. metrics: count what is refused, by type."""
+    """limits: timeouts and sizes. metrics: count what is refused, by type. turn: of the loop that this runs on."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class EdgeProtocol(HttpToolsProtocol):
         app_state: dict[str, Any],
         limits: ServerConfig,
         metrics: Metrics,
+        turn: Turn,
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
@@ -59,6 +61,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self.pipeline: deque[Cycle] = deque()  # type: ignore[assignment]  # those that wait for it, the last first
         self._limits = limits
         self._metrics = metrics
+        self._turn = turn
         self._begun = False  # a head has begun
         self._receiving = False  # a head is complete, its body is not
         self._head_bytes = 0  # of this request's URL, headers and trailers
@@ -73,6 +76,7 @@ class EdgeProtocol(HttpToolsProtocol):
     # --- the connection ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        transport = Outbox(transport, self._turn)
         super().connection_made(transport)
         self._unread = UnreadWatch(transport, self._limits.write_timeout, self.loop)
         limit = self._limits.max_connections

@@ -22,6 +22,7 @@ from assay import __version__
 from assay.config import EngineConfig, ServerConfig
 from assay.server.app import build_app
 from assay.server.listener import BACKLOG, address_of, listening, tls_context
+from assay.server.outbox import Turn
 from assay.server.protocol import LINGER_SECONDS, SPARE_CONNECTIONS, EdgeProtocol
 from assay.server.service import Served, Service
 
@@ -79,11 +80,11 @@ class _Server(uvicorn.Server):
         """uvicorn listens with no limit of ours, TLS handshakes least of all, so it is given nothing to listen on."""
         self._loop = loop = asyncio.get_running_loop()
         await super().startup([])
-        limits = self._service.config
+        limits, turn = self._service.config, Turn(loop)
 
         def connected() -> EdgeProtocol:
             state = self.lifespan.state
-            return EdgeProtocol(self.config, self.server_state, state, limits, self._service.metrics)
+            return EdgeProtocol(self.config, self.server_state, state, limits, self._service.metrics, turn)
 
         for listener in sockets or []:
             unix = listener.family is socket.AF_UNIX
