@@ -34,6 +34,11 @@ class Wire(asyncio.Transport):
         return 10
 
 
+class Broken(Wire):
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        raise RuntimeError("a bug")
+
+
 def outboxes() -> tuple[Outbox, Outbox, list[str]]:
     said: list[str] = []
     turn = Turn(asyncio.get_running_loop())
@@ -91,6 +96,17 @@ async def test_a_connection_that_has_ended_by_itself_is_sent_nothing() -> None:
     said.append("a closed")
     await asyncio.sleep(0)
     assert said == ["a closed"]
+
+
+async def test_what_is_wrong_with_one_connection_keeps_no_answer_from_another(caplog: pytest.LogCaptureFixture) -> None:
+    said: list[str] = []
+    turn = Turn(asyncio.get_running_loop())
+    first, second = Outbox(Broken("a", said), turn), Outbox(Wire("b", said), turn)
+    first.write(b"one")
+    second.write(b"two")
+    await asyncio.sleep(0)
+    assert said == ["b two"]
+    assert "RuntimeError" in caplog.text
 
 
 async def test_a_connection_that_is_cut_off_sends_nothing_more() -> None:

@@ -86,13 +86,17 @@ class Cycle:
         except BaseException as error:
             frames = "".join(format_tb(error.__traceback__)).rstrip()
             _log.error("A request was not answered: %s.\n%s", type(error).__name__, frames)
-        if self.response_started and not self.response_complete:
-            self.close()
-        elif not self.response_started and not self.disconnected:
-            headers = [(b"connection", b"close"), (b"content-length", b"%d" % len(_FAILED))]
-            await self.send({"type": "http.response.start", "status": 500, "headers": headers})
-            await self.send({"type": "http.response.body", "body": _FAILED})
+        if not (self.response_complete or self.disconnected):
+            await self._fail()
         self.close = self.on_response = _nothing  # the connection's, which has this
+
+    async def _fail(self) -> None:
+        if self.response_started:
+            self.close()
+            return
+        headers = [(b"connection", b"close"), (b"content-length", b"%d" % len(_FAILED))]
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": _FAILED})
 
     def add_body(self, body: bytes) -> int:
         """A piece has come. How many bytes wait to be received."""

@@ -7,7 +7,11 @@ asks next comes together too.
 """
 
 import asyncio
+import logging
+from traceback import format_tb
 from typing import Any
+
+_log = logging.getLogger("assay.server")
 
 _LARGE = 64 * 1024  # bytes that are not kept for later
 
@@ -27,7 +31,12 @@ class Turn:
     def _end(self) -> None:
         waiting, self._waiting = self._waiting, []
         for outbox in waiting:
-            outbox.flush()
+            try:
+                outbox.flush()
+            except Exception as error:  # an edge: what is wrong with one connection keeps no answer from another
+                _log.error(
+                    "An answer was not written: %s.\n%s", type(error).__name__, "".join(format_tb(error.__traceback__))
+                )
 
 
 class Outbox(asyncio.Transport):
