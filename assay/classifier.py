@@ -33,7 +33,7 @@ class Classifier:
             self._engine = Engine.load(EngineConfig(**config) if model is None else EngineConfig(str(model), **config))
         self._closed = False
         self._guard = threading.Lock()
-        self._loop = asyncio.new_event_loop()
+        self._loop = _event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="assay-classifier", daemon=True)
         self._thread.start()
         self._loop.call_soon_threadsafe(self._engine.start)
@@ -102,6 +102,15 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's, which wakes threads sooner, where there is one: on a single text, 2 % of the time (MiniLM)."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 async def _others_done() -> None:

@@ -108,6 +108,14 @@ def _room(size: int) -> Tensor:
     return room
 
 
+def _flat_spans(batch: PackedBatch, rows: Rows | None) -> "array[int]":
+    """Made once for all layers that a batch goes through."""
+    kept: tuple[PackedBatch, Rows | None, array[int]] | None = getattr(_of_thread, "spans", None)
+    if kept is None or kept[0] is not batch or kept[1] != rows:
+        kept = _of_thread.spans = batch, rows, array("q", chain.from_iterable(spans(batch, rows)))
+    return kept[2]
+
+
 class Layer:
     """To the last bit what the products, norms and attention that it is made of give one by one."""
 
@@ -177,7 +185,7 @@ class Layer:
         kernels = compiled.library()
         assert kernels is not None, "there were some when the products were made"
         x, tokens, asked = x.contiguous(), x.shape[0], x.shape[0] if rows is None else batch.num_seqs
-        flat = array("q", chain.from_iterable(spans(batch, rows)))
+        flat = _flat_spans(batch, rows)
         layer = ctypes.byref(self._layer)
         cos, sin = turn or (None, None)
         assert cos is None or cos.is_contiguous()
