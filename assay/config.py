@@ -87,9 +87,13 @@ def _check_keys(api_keys: tuple[str, ...]) -> None:
             )
 
 
-def _check_networks(setting: str, values: tuple[str, ...]) -> None:
+def _check_tuple(setting: str, values: tuple[str, ...]) -> None:
     if not isinstance(values, tuple):
         raise ConfigError(f"{setting} must be a tuple of strings.")
+
+
+def _check_networks(setting: str, values: tuple[str, ...]) -> None:
+    _check_tuple(setting, values)
     for value in values:
         try:
             if value != "*":
@@ -101,8 +105,7 @@ def _check_networks(setting: str, values: tuple[str, ...]) -> None:
 
 
 def _check_names(setting: str, values: tuple[str, ...], pattern: re.Pattern[str], allowed: str) -> None:
-    if not isinstance(values, tuple):
-        raise ConfigError(f"{setting} must be a tuple of strings.")
+    _check_tuple(setting, values)
     for value in values:
         if not isinstance(value, str) or not pattern.fullmatch(value):
             raise ConfigError(f"{setting} has {value!r}; it must be {allowed}.")

@@ -51,7 +51,7 @@ def line(found: dict[str, Any]) -> str:
 
 
 def _python() -> str:
-    """Distributions build theirs with a profile of what runs often; one that was not is slower by a sixth."""
+    """Distributions build theirs with a profile of what runs often; one that was not is slower by an eighth."""
     optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     return platform.python_version() + ("" if optimized else " (built without optimizations)")
 

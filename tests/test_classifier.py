@@ -1,5 +1,6 @@
 """The synchronous face: what it takes, what it refuses, threads, closing. Nothing here may hang."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import assay
-from assay.classifier import Classifier
+from assay.classifier import Classifier, _event_loop
 from assay.errors import AssayError, CheckpointError, ConfigError, ContextLengthError, RequestError
 from assay.sequence import Prediction
 from tests.tiny import save_bert
@@ -249,6 +250,15 @@ def test_close_twice_and_no_thread_is_left(folder: Path) -> None:
     assert not left
     with Classifier(str(folder)) as another:
         another.close()
+
+
+def test_without_uvloop_the_loop_is_asyncio_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    loop = _event_loop()
+    try:
+        assert type(loop).__module__.startswith("asyncio.")
+    finally:
+        loop.close()
 
 
 def test_close_at_once(folder: Path) -> None:

@@ -150,7 +150,7 @@ async def test_a_bug_in_an_answer_ends_its_connection(caplog: pytest.LogCaptureF
         await send({"type": "http.response.start", "status": 200, "headers": LENGTH})
         raise ValueError(" ".join(["what", "a", "caller", "wrote"]))
 
-    await made.run_asgi(app)
+    await made.run(app)
     assert written == [b"<closed>"]
     assert "ValueError" in caplog.text
     assert "what a caller wrote" not in caplog.text
@@ -162,7 +162,7 @@ async def test_who_is_given_up_before_an_answer_is_told() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(60)
 
-    task = asyncio.create_task(made.run_asgi(app))
+    task = asyncio.create_task(made.run(app))
     await asyncio.sleep(0)
     task.cancel()
     await task

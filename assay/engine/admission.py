@@ -36,10 +36,8 @@ class Admission:
         return len(self._front) + len(self._line)
 
     def has_room(self, tokens: int, at_front: bool = False) -> bool:
-        """Whether `enter` would not wait."""
-        if self._queued() + self.tokenizing + tokens > self.limit or self._front:
-            return False
-        return at_front or not self._line
+        """Whether `enter` would neither wait nor refuse."""
+        return not self._front and (at_front or not self._line) and self._fits(tokens)
 
     async def enter(self, tokens: int, at_front: bool = False) -> None:
         """Take room for `tokens`, until `leave`. Raises TooLargeError, QueueFullError or OverloadedError.
@@ -110,11 +108,10 @@ def estimated_tokens(prompts: Seq[Prompt], longest: int) -> int:
         if isinstance(prompt, TokenPrompt):
             tokens = len(prompt.token_ids)
         elif isinstance(prompt, TextPrompt):
-            tokens = len(prompt.text) // _CHARACTERS_PER_TOKEN + 1
-            if prompt.text_pair is not None:
-                tokens += len(prompt.text_pair) // _CHARACTERS_PER_TOKEN
+            characters = len(prompt.text) + len(prompt.text_pair or "")
+            tokens = characters // _CHARACTERS_PER_TOKEN + 1
         else:
             characters = sum(len(str(message.get("content"))) for message in prompt.messages)
             tokens = characters // _CHARACTERS_PER_TOKEN + 1
-        total += tokens if tokens < longest else longest
+        total += min(tokens, longest)
     return total

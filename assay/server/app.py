@@ -93,7 +93,8 @@ class Forwarded:
 
     def __init__(self, app: ASGIApp, trusted: Sequence[str]) -> None:
         self.app = app
-        self._proxied: Any = ProxyHeadersMiddleware(app, "*" if "*" in trusted else [*trusted])  # type: ignore[arg-type]  # starlette's types
+        hosts = "*" if "*" in trusted else [*trusted]
+        self._proxied: Any = ProxyHeadersMiddleware(app, hosts)  # type: ignore[arg-type]  # starlette's types
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         for name, _ in scope.get("headers", ()):

@@ -1,7 +1,7 @@
 """One request and its answer, as the application sees them: ASGI's `receive` and `send`. Knows no parser and no route.
 
-In place of uvicorn's own, which searches the name and the value of each header, sets an event for each piece of a body,
-and writes an answer's head and its body apart: each write is a system call.
+In place of uvicorn's own, which searches the name and the value of each header, and writes an answer's head and body
+apart: each write is a system call.
 """
 
 import asyncio
@@ -20,24 +20,6 @@ _log = logging.getLogger("assay.server")
 _LEAVE_TO_SEND = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS = (204, 304)
 _FAILED = b"Internal Server Error"
-
-
-class News:
-    """Wakes who waits for what comes next, if anybody does."""
-
-    __slots__ = ("_waiting",)
-
-    def __init__(self) -> None:
-        self._waiting: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
-
-    async def wait(self) -> None:
-        self._waiting = asyncio.get_running_loop().create_future()
-        await self._waiting
 
 
 class Cycle:
@@ -68,7 +50,7 @@ class Cycle:
         self.waiting_for_100_continue = waiting_for_100_continue
         self.close = close
         self.on_response = on_response
-        self.message_event = News()
+        self.message_event = asyncio.Event()  # a piece of the body, or an end; uvicorn's protocol knows it by this name
         self.disconnected = False
         self.response_started = False
         self.response_complete = False
@@ -77,7 +59,7 @@ class Cycle:
         self._head = b""  # waits for what follows it
         self._left: int | None = None  # of the answer's body, in bytes; None: it comes in chunks
 
-    async def run_asgi(self, app: ASGIApp) -> None:
+    async def run(self, app: ASGIApp) -> None:
         """An edge: the application answers its own failures, so that only those in an answer come here, and the end of
         a server that does not wait any longer.
         """
@@ -123,6 +105,7 @@ class Cycle:
         while not (self._body or self.disconnected or self.response_complete) and (not whole or self._received):
             self.flow.resume_reading()
             await self.message_event.wait()
+            self.message_event.clear()
             whole = self.exchange.whole
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
@@ -154,10 +137,9 @@ class Cycle:
 
     def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.response_started, self.waiting_for_100_continue = True, False
-        lines = [STATUS_LINE[status]]
+        headers = [*self.default_headers, *headers]
         closes = False
-        for name, value in (*self.default_headers, *headers):
-            lines.append(b"%b: %b\r\n" % (name, value))
+        for name, value in headers:
             if name == b"content-length":
                 self._left = int(value)
             elif name == b"connection":
@@ -165,16 +147,13 @@ class Cycle:
         if closes:
             self.keep_alive = False
         elif not self.keep_alive:
-            lines.append(b"connection: close\r\n")
+            headers.append((b"connection", b"close"))
         if self._left is None:
             if self.scope["method"] == "HEAD" or status in _BODILESS:
                 self._left = 0
             else:
-                lines.append(b"transfer-encoding: chunked\r\n")
-        lines.append(b"\r\n")
-        self._head = b"".join(lines)
-        if not self._head.count(b"\n") == self._head.count(b"\r") == len(lines):
-            raise RuntimeError("A header of an answer has a line break.")
+                headers.append((b"transfer-encoding", b"chunked"))
+        self._head = head_of(status, headers)
 
     def _framed(self, body: bytes, more: bool) -> bytes:
         if self.scope["method"] == "HEAD":
@@ -186,6 +165,14 @@ class Cycle:
         if self._left < 0 or (self._left and not more):
             raise RuntimeError("An answer's body has another length than its head says.")
         return body
+
+
+def head_of(status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """An answer's, as it is sent. Raises RuntimeError for a header that would be two."""
+    head = b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], b"\r\n"])
+    if not head.count(b"\n") == head.count(b"\r") == len(headers) + 2:
+        raise RuntimeError("A header of an answer has a line break.")
+    return head
 
 
 def _nothing() -> None:

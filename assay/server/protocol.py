@@ -196,7 +196,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _start(self, cycle: Cycle) -> None:
         self._running = cycle
-        task = cycle.exchange.task = self.loop.create_task(cycle.run_asgi(self.app))
+        task = cycle.exchange.task = self.loop.create_task(cycle.run(self.app))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 

@@ -2,10 +2,10 @@
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from assay.dialects import DIALECTS
 from assay.errors import AssayError, QueueFullError, RequestError
+from assay.server.cycle import head_of
 
 
 class Refusal(Exception):
@@ -27,8 +27,7 @@ def refusal(error: AssayError, default_headers: list[tuple[bytes, bytes]]) -> by
     ]
     if isinstance(error, QueueFullError):
         headers.append((b"retry-after", b"%d" % error.retry_after))
-    lines = [b"%s: %s\r\n" % header for header in headers]
-    return b"".join([STATUS_LINE[dialect.status(error)], *lines, b"\r\n", body])
+    return head_of(dialect.status(error), headers) + body
 
 
 def reason_of(error: httptools.HttpParserError) -> AssayError:
