@@ -12,7 +12,8 @@ from assay.model.attention import attention, by_runs
 from assay.model.batch import pack
 from assay.model.compiled import MARGIN
 from assay.model.disentangled import disentangled_attention
-from assay.model.kernels import _by_torch, has_onednn
+from assay.model.kernels import _in_8_bits, has_onednn
+from assay.model.room import Room
 from assay.sequence import Sequence
 
 pytestmark = pytest.mark.usefixtures("vectors")
@@ -33,6 +34,11 @@ def test_they_are_compiled_where_they_can_be() -> None:
     assert compiled.library() is not None
 
 
+def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    whole, scale = products.quantize(x)
+    return whole.int() - (128 if whole.dtype == torch.uint8 else 0), scale[:, None]
+
+
 @pytest.mark.parametrize(
     "rows_size", [*SIZES, (3, 8), (2, 24), (5, 48), (3, 96), (4, 192), (7, 312), (2, 384), (3, 1152)], ids=str
 )
@@ -41,44 +47,46 @@ def test_8_bits(rows_size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows_size, generator=generator) * 3
     x[0] = 0
-    whole, scale = products.quantize(x)
-    expected, expected_scale = _by_torch(x)
+    whole, scale = quantized(x)
+    expected, expected_scale = _in_8_bits(x)
     torch.testing.assert_close(scale, expected_scale)
-    assert int((whole.int() - expected.int()).abs().max()) <= 1  # a product and a sum, rounded once or twice
+    assert int((whole - (expected.int() - 128)).abs().max()) <= 1  # a product and a sum, rounded once or twice
     spread, shares = products.spread(x), products.shares(x.shape[1])
     assert shares == min(128, x.shape[1] & -x.shape[1]) or (shares == 1 and x.shape[1] % 8)
-    assert float(((whole.float() - 128) * scale - spread).abs().max()) <= float(scale.max()) * 0.51
+    assert int(whole.abs().max()) <= 127
+    assert float((whole * scale - spread).abs().max()) <= float(scale.max()) * 0.51
     torch.testing.assert_close(spread @ spread.T, shares * (x @ x.T), atol=1e-2, rtol=1e-4)
     wide = torch.cat([x, x], dim=1)
-    assert torch.equal(products.quantize(wide[:, : x.shape[1]])[0], whole)
+    assert torch.equal(quantized(wide[:, : x.shape[1]])[0], whole)
 
 
 @pytest.mark.parametrize("act", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("rows_size", SIZES, ids=str)
 def test_what_follows_a_product(act: str | None, rows_size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(1)
-    y, times = (torch.randn(rows_size, generator=generator) * 4 for _ in "ab")
-    scale, bias = torch.rand(rows_size[0], 1, generator=generator), torch.randn(rows_size[1], generator=generator)
-    function = activation(act) if act else torch.nn.Identity()
-    for given_bias in (None, bias):
-        for given_times in (None, times):
-            exact = y.double() * scale.double() + (0 if given_bias is None else bias.double())
-            exact = function(exact) * (1 if given_times is None else times.double())
-            got = products.finish(y.clone(), scale, given_bias, act, given_times)
-            assert float(((got - exact).abs() / (1 + exact.abs() + times.abs())).max()) < 2e-6  # torch's gelu: 1.2e-6
+    x, bias = torch.randn(rows_size, generator=generator) * 4, torch.randn(rows_size[1], generator=generator)
+    function, same = activation(act) if act else torch.nn.Identity(), torch.eye(rows_size[1])
+    once, twice = products.pack(same, Room()), products.pack(torch.cat([same, same]), Room(), gated=True)
+    for given in (None, bias):
+        y = x + given if given is not None else x
+        exact, beside = function(y.double()), products.beside(torch.cat([bias, bias]), twice.lanes)
+        got = products.multiply(x, once, given, act)
+        assert float(((got - exact).abs() / (1 + exact.abs())).max()) < 2e-6  # torch's gelu: 1.2e-6
+        gated = products.multiply(x, twice, None if given is None else beside, act)
+        assert float(((gated - exact * y).abs() / (1 + (exact * y).abs() + y.abs())).max()) < 2e-6
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_what_is_no_number_stays_none(act: str) -> None:
     """A broken model is told by its scores; a kernel may not mend them."""
-    y = torch.tensor([[math.nan, 1.0, -2.0]])
-    got = products.finish(y.clone(), torch.ones(1, 1), None, act, None)
-    assert got.isnan().tolist() == [[True, False, False]]
+    x = torch.tensor([[math.nan], [1.0], [-2.0]])
+    got = products.multiply(x, products.pack(torch.ones(1, 1), Room()), None, act)
+    assert got.isnan().tolist() == [[True], [False], [False]]
     for odd in (math.nan, math.inf):
         x = torch.ones(2, 40)
         x[0, 3] = odd
         _, scale = products.quantize(x)
-        assert torch.isfinite(scale).tolist() == [[False], [True]]
+        assert torch.isfinite(scale).tolist() == [False, True]
     q = torch.ones(3, 2, 4)
     q[1, 0, 2] = math.nan
     seen = attention(q, torch.ones(3, 2, 4), torch.ones(3, 2, 4), pack([Sequence([1] * 3)]), scale=1.0)

@@ -12,7 +12,7 @@ from assay.config import BUNDLED_MODEL, Quantization
 from assay.engine.runner import ModelRunner, form
 from assay.model import compiled
 from assay.model.company import Alone, Apart
-from assay.model.kernels import has_onednn
+from assay.model.kernels import has_int8, has_onednn
 from assay.model.registry import load_model
 from assay.sequence import Prediction, Sequence
 from tests.families import NATIVE, sequences_for
@@ -49,8 +49,8 @@ def assert_same_bits(runner: ModelRunner, sequences: list[Sequence], rounds: int
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 @pytest.mark.parametrize("name", NATIVE)
 def test_every_family(name: str, quantization: Quantization, tmp_path: Path) -> None:
-    if quantization == "int8" and not has_onednn(torch.device("cpu")):
-        pytest.skip("int8 is for x86 CPUs")
+    if quantization == "int8" and not has_int8(torch.device("cpu")):
+        pytest.skip("no exact product of 8-bit integers here")
     NATIVE[name].save(tmp_path, num_labels=5)
     model = load_model(tmp_path, dtype="float32", quantization=quantization, deterministic=True)
     alike = has_onednn(torch.device("cpu")) and (quantization == "none" or compiled.library() is not None)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from assay.model import products
 from assay.model.batch import PackedBatch, Rows, pack
 from assay.model.bert import BertConfig, BertLayer
 from assay.model.kernels import Int8, Panels, Plain
@@ -64,8 +63,6 @@ def batch_of(lengths: tuple[int, ...]) -> PackedBatch:
 @pytest.mark.parametrize("rows", [None, "first", "last"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_same_bits(shape: str, rows: Rows | None, kind: type[Panels | Int8]) -> None:
-    if kind is Int8 and not products.has_bytes():
-        pytest.skip("no product of 8-bit integers in this width")
     layer = layer_of(SHAPES[shape], kind)
     for lengths in LENGTHS:
         batch = batch_of(lengths)
@@ -84,8 +81,6 @@ def test_the_same_bits(shape: str, rows: Rows | None, kind: type[Panels | Int8])
 def test_the_same_bits_of_every_family(
     name: str, quantization: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if quantization == "int8" and not products.has_bytes():
-        pytest.skip("no product of 8-bit integers in this width")
     NATIVE[name].save(tmp_path)
     joined = load_model(tmp_path, dtype="float32", quantization=quantization)
     assert any(getattr(module, "joined", None) is not None for module in joined.module.modules())

@@ -20,7 +20,7 @@ from assay.model import layer as layer_module
 from assay.model.attention import attention
 from assay.model.batch import PackedBatch, Rows, Run, pack, pick
 from assay.model.company import Filled, Shared
-from assay.model.kernels import has_onednn
+from assay.model.kernels import has_int8
 from assay.model.prefix import SHORTEST, Group, find_groups, share
 from assay.model.registry import LoadedModel, load_model
 from assay.sequence import Prediction, Sequence
@@ -197,7 +197,7 @@ def test_only_decoders_share(name: str, vectors: int, tmp_path: Path) -> None:
     exact = bool(vectors) and name in FAMILIES
     assert _shares(load(tmp_path, deterministic=True).module) == exact
     assert not _shares(load_model(tmp_path, dtype="bfloat16", device="cpu").module)
-    if has_onednn(torch.device("cpu")):
+    if has_int8(torch.device("cpu")):
         assert _shares(load(tmp_path, quantization="int8").module) == exact
 
 

@@ -55,14 +55,15 @@ struct product {
     int act, gated;
 };
 
-/* The same in whole numbers, in a multiple of four: x around 128, with a scale for each row and each column. */
+/* The same in whole numbers of 8 bits, in a multiple of four, with a scale for each row and each column. A row of x is `wide`
+   bytes, and the next lies x_row further on. */
 struct product8 {
     const uint8_t *x;
     const int8_t *weight;
     const int32_t *base;
     const float *row_scale, *column_scale, *bias;
     float *y;
-    int64_t x_row, y_row, in, out;
+    int64_t x_row, wide, y_row, in, out;
     int act, gated;
 };
 
@@ -89,6 +90,12 @@ static void fill_gelu_table(void) {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define LANES 8
+#define WHOLE int16_t
+#define ZERO 0
+#define WEIGHTS(p) ((VI)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p))))
+#define SPLAT_INT(x) ((VI)_mm256_set1_epi32(x))
+#define MULTIPLY8(sum, a, b) ((sum) + (VI)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
+#define TARGET8
 #define ROWS 4
 #define VECTORS 2
 #define GROUP 6
@@ -102,9 +109,12 @@ static void fill_gelu_table(void) {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #define LANES 16
-#define BYTES_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")))
+#define WHOLE uint8_t
+#define ZERO 128
+#define WEIGHTS(p) ((VI)_mm512_loadu_si512(p))
 #define SPLAT_INT(x) ((VI)_mm512_set1_epi32(x))
-#define BYTES(sum, a, b) ((VI)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b)))
+#define MULTIPLY8(sum, a, b) ((VI)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b)))
+#define TARGET8 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")))
 #define ROWS 8
 #define VECTORS 4
 #define GROUP 12
@@ -115,7 +125,7 @@ static void fill_gelu_table(void) {
 #undef GROUP
 #pragma GCC pop_options
 
-static int lanes;
+static int lanes, lanes8;
 
 /* A kernel in the width of `lanes`, whoever's those are. */
 #define IN_WIDTH(name, ...)                                                                                            \
@@ -134,14 +144,16 @@ int assay_use(int most) {
     int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     lanes = wide && most >= 16 ? 16 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && most >= 8 ? 8 : 0;
+    lanes8 = lanes == 16 && !__builtin_cpu_supports("avx512vnni") ? 8 : lanes;
     return lanes;
 }
 
-/* Whether this CPU multiplies bytes four at a time. */
-int assay_has_bytes(void) { return lanes == 16 && __builtin_cpu_supports("avx512vnni"); }
-
 /* What assay_use said last. */
 int assay_lanes(void) { return lanes; }
+
+/* The same for products of 8-bit integers: with 16, unsigned bytes are multiplied four at a time, by VNNI; with 8, since what
+   AVX2 has for bytes does not hold their sums, words two at a time. The sums are the same. */
+int assay_lanes8(void) { return lanes8; }
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -207,23 +219,14 @@ int assay_attend(const float *q, const float *k, const float *v, float *out, int
     return failed;
 }
 
-/* x [rows, size], rows x_row apart → whole [rows, size], whole_row apart, and scale [rows]: scale * (whole - 128)
-   is x as products.spread has it, nearly. On the stack of each thread it takes as much as one row. */
-void assay_quantize(const float *x, int64_t x_row, int64_t rows, int64_t size, uint8_t *whole, int64_t whole_row,
+/* x [rows, size], rows x_row apart → whole [rows, size], whole_row bytes apart, and scale [rows], for products in so many lanes
+   (assay_lanes8): with 8, int16, and scale * whole is x as products.spread has it, nearly; with 16, uint8, and 128 is zero.
+   On the stack of each thread it takes as much as one row. */
+void assay_quantize(int lanes, const float *x, int64_t x_row, int64_t rows, int64_t size, uint8_t *whole, int64_t whole_row,
                     float *scale) {
 #pragma omp parallel for if (rows * size > 1 << 14)
     for (int64_t i = 0; i < rows; i++) {
-        IN_WIDTH(quantize_row, x + i * x_row, size, whole + i * whole_row, scale + i);
-    }
-}
-
-/* y [rows, size] = act(y * scale [rows] + bias [size]) * times [rows, size], in place; bias and times may be absent. */
-void assay_finish(float *y, int64_t rows, int64_t size, const float *scale, const float *bias, int act, const float *times) {
-#pragma omp parallel for if (rows * size > 1 << 14)
-    for (int64_t i = 0; i < rows; i++) {
-        float *row = y + i * size;
-        const float *factors = times ? times + i * size : 0;
-        IN_WIDTH(finish_row, act, row, size, scale[i], bias, factors, row);
+        IN_WIDTH(quantize_row, x + i * x_row, size, (void *)(whole + i * whole_row), scale + i);
     }
 }
 
@@ -361,33 +364,41 @@ int assay_multiply(int lanes, const float *x, int64_t x_row, int64_t rows, const
     return failed;
 }
 
-/* As assay_pack, of whole numbers: in, rounded up to a multiple of 4, times out bytes. base: an int32 for each column, out
-   rounded up. */
-void assay_pack8(const int8_t *weight, int64_t in, int64_t out, int8_t *packed, int32_t *base) {
+/* Bytes of a row of so many whole numbers, and from one row to the next, such that neighbours are not cached over each other. */
+static int64_t wide8(int lanes, int64_t in) { return (in + 3) / 4 * 4 * (lanes == 16 ? 1 : 2); }
+static int64_t apart8(int64_t wide) { return wide % 1024 ? wide : wide + 64; }
+
+/* Bytes that assay_quantize is to leave from one row to the next. */
+int64_t assay_row8(int lanes, int64_t in) { return apart8(wide8(lanes, in)); }
+
+/* As assay_pack, of rows as assay_quantize has them, one behind the other: in, rounded up to a multiple of 4, times out bytes.
+   base: an int32 for each column, out rounded up. */
+void assay_pack8(int lanes, const void *weight, int64_t in, int64_t out, int8_t *packed, int32_t *base) {
     int64_t wide = (in + 3) / 4 * 4;
 #pragma omp parallel for
-    for (int64_t first = 0; first < out; first += 32)
-        pack8_panel_16(weight, in, out, first, packed + first * wide, base + first);
-}
-
-/* y [rows, out] = act(row_scale * column_scale * ((x - 128) Wᵀ) + bias), with x and W whole numbers; `in` is a multiple of 4.
-   Everything else is as in assay_multiply. */
-void assay_multiply8(const uint8_t *x, int64_t x_row, const float *row_scale, int64_t rows, const int8_t *packed,
-                     const int32_t *base, const float *column_scale, int64_t in, int64_t out, const float *bias, int act,
-                     int gated, float *y, int64_t y_row) {
-    if (!rows) return;
-    struct product8 p = {x, packed, base, row_scale, column_scale, bias, y, x_row, y_row, in, out, act, gated};
-    struct cut cut = cut_up(rows, out, gated ? 16 : 32);
-#pragma omp parallel for schedule(dynamic, 1) if (rows * in * out > 1 << 20)
-    for (int64_t i = 0; i < cut.chunks * cut.splits; i++) {
-        struct piece piece = piece_of(cut, rows, i);
-        multiply8_part_16(&p, piece.first, piece.count, piece.from, piece.to);
+    for (int64_t first = 0; first < out; first += 2 * lanes) {
+        IN_WIDTH(pack8_panel, weight, in, out, first, packed + first * wide, base + first);
     }
 }
 
-/* Floats, or bytes, from one row of a matrix to the next, such that neighbours are not cached over each other. */
+/* y [rows, out] = act(row_scale * column_scale * (x Wᵀ) + bias), with x as assay_quantize has it, rows x_row bytes apart.
+   Everything else is as in assay_multiply. */
+void assay_multiply8(int lanes, const uint8_t *x, int64_t x_row, const float *row_scale, int64_t rows, const int8_t *packed,
+                     const int32_t *base, const float *column_scale, int64_t in, int64_t out, const float *bias, int act,
+                     int gated, float *y, int64_t y_row) {
+    if (!rows) return;
+    struct product8 p = {x, packed, base, row_scale, column_scale, bias, y, x_row, wide8(lanes, in), y_row,
+                         (in + 3) / 4 * 4, out, act, gated};
+    struct cut cut = cut_up(rows, out, gated ? lanes : 2 * lanes);
+#pragma omp parallel for schedule(dynamic, 1) if (rows * in * out > 1 << 20)
+    for (int64_t i = 0; i < cut.chunks * cut.splits; i++) {
+        struct piece piece = piece_of(cut, rows, i);
+        IN_WIDTH(multiply8_part, &p, piece.first, piece.count, piece.from, piece.to);
+    }
+}
+
+/* Floats from one row of a matrix to the next, such that neighbours are not cached over each other. */
 static int64_t apart(int64_t size) { return size % 1024 ? size : size + 16; }
-static int64_t apart8(int64_t size) { return size % 1024 ? size : size + 64; }
 
 /* As assay_multiply or, where there is a base, as assay_multiply8 has it. */
 struct linear {
@@ -417,7 +428,7 @@ struct space {
 
 static struct space space_of(const struct layer *l, float *room, int64_t rows) {
     struct space s = {.row = apart(l->qkv.in), .inner_row = apart(l->up.out)};
-    s.whole_row = l->qkv.base ? (larger(l->qkv.in, larger(l->attn_out.in, l->down.in)) + 68 + 3) / 4 * 4 : 0;
+    s.whole_row = l->qkv.base ? wide8(l->lanes, larger(l->qkv.in, larger(l->attn_out.in, l->down.in))) + 64 : 0;
     s.sums = room;
     s.normed = s.sums + rows * s.row;
     s.inner = s.normed + rows * s.row;
@@ -430,11 +441,11 @@ static struct space space_of(const struct layer *l, float *room, int64_t rows) {
 /* By all threads, or by the one that calls where all are busy. whole, scales: room for x as whole numbers. */
 static int apply(int lanes, const struct linear *w, const float *x, int64_t x_row, int64_t rows, float *y, int64_t y_row,
                  uint8_t *whole, float *scales) {
-    int64_t wide = (w->in + 3) / 4 * 4;
+    int64_t row = assay_row8(lanes, w->in);
     if (!w->base)
         return assay_multiply(lanes, x, x_row, rows, w->weight, w->in, w->out, w->bias, w->act, w->gated, y, y_row);
-    assay_quantize(x, x_row, rows, w->in, whole, apart8(wide), scales);
-    assay_multiply8(whole, apart8(wide), scales, rows, w->weight, w->base, w->scale, wide, w->out, w->bias, w->act, w->gated, y,
+    assay_quantize(lanes, x, x_row, rows, w->in, whole, row, scales);
+    assay_multiply8(lanes, whole, row, scales, rows, w->weight, w->base, w->scale, w->in, w->out, w->bias, w->act, w->gated, y,
                     y_row);
     return 0;
 }

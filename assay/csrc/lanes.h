@@ -2,7 +2,11 @@
    computed with them is in attend.h, multiply.h and rows.h.
 
    LANES: floats of a vector. FN(name): the name in this width. ROWS, VECTORS: queries, and vectors of values, that are
-   computed at once; GROUP: rows of a product. So many that their sums stay in registers. */
+   computed at once; GROUP: rows of a product. So many that their sums stay in registers.
+
+   WHOLE, ZERO: what an input of 8 bits is stored as, and what stands for 0. WEIGHTS(p), SPLAT_INT(x): the weights at p, and an int
+   in each lane, for MULTIPLY8(sum, inputs, weights): of 4 bytes of inputs, with as many weights, in each lane. TARGET8: what the
+   CPU must have for these. */
 
 #define VF FN(floats)
 #define VI FN(ints)
@@ -245,3 +249,10 @@ TOUCH void FN(transpose)(VF *m) {
 #undef OF_ROWS
 #undef UP_TO_6
 #undef UP_TO_GROUP
+#undef NEXT
+#undef WHOLE
+#undef ZERO
+#undef WEIGHTS
+#undef SPLAT_INT
+#undef MULTIPLY8
+#undef TARGET8

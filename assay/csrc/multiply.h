@@ -120,43 +120,41 @@ static void FN(multiply_part)(const struct product *p, int64_t first, int64_t ro
     }
 }
 
-#ifdef BYTES
-/* W [out, in] of whole numbers → panels as multiply8_by wants them, [in / 4][2 * LANES][4], zeros behind the last; in base,
-   what x's 128s come to. */
-static void FN(pack8_panel)(const int8_t *weight, int64_t in, int64_t out, int64_t first, int8_t *panel, int32_t *base) {
+/* W [out, in], as quantize_row has its rows → panels as multiply8_by wants them, [in / NEXT][2 * LANES][NEXT], zeros behind the
+   last; in base, what x's zeros come to. */
+#define NEXT (4 / (int)sizeof(WHOLE))
+static void FN(pack8_panel)(const WHOLE *weight, int64_t in, int64_t out, int64_t first, int8_t *panel, int32_t *base) {
     for (int64_t i = 0; i < 2 * LANES; i++) base[i] = 0;
-    for (int64_t t = 0; t < in; t += 4)
+    for (int64_t t = 0; t < (in + 3) / 4 * 4; t += NEXT)
         for (int64_t i = 0; i < 2 * LANES; i++)
-            for (int64_t j = 0; j < 4; j++) {
-                int8_t one = first + i < out && t + j < in ? weight[(first + i) * in + t + j] : 0;
-                panel[(t * 2 * LANES) + i * 4 + j] = one;
-                base[i] -= 128 * one;
+            for (int64_t j = 0; j < NEXT; j++) {
+                int8_t one = first + i < out && t + j < in ? weight[(first + i) * in + t + j] - ZERO : 0;
+                panel[(t * 2 * LANES) + i * NEXT + j] = one;
+                base[i] -= ZERO * one;
             }
 }
 
-/* y [rows][2 * LANES] = x [rows][in] times one panel, in whole numbers, on top of `base` of each column; then as floats,
-   times a scale of each column and of each row, plus a bias. Four neighbours in x are multiplied at once. */
-TOUCH BYTES_TARGET void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t in,
-                                         const int32_t *base, const float *scale, const float *row_scale, const float *bias,
-                                         float *y, int64_t y_row) {
+/* y [rows][2 * LANES] = x [rows][wide bytes] times one panel, in whole numbers, on top of `base` of each column; then as floats,
+   times a scale of each column and of each row, plus a bias. What are four bytes in x is multiplied at once. */
+TOUCH TARGET8 void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t wide,
+                                    const int32_t *base, const float *scale, const float *row_scale, const float *bias,
+                                    float *y, int64_t y_row) {
     VI sums[GROUP][2];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) {
         sums[r][0] = LOAD_INT(base);
         sums[r][1] = LOAD_INT(base + LANES);
     }
-    for (int64_t t = 0; t < in; t += 4, panel += 8 * LANES) {
-        VI a, b;
-        for (int i = 0; i < 8 * LANES; i += 64) __builtin_prefetch(panel + 4 * AHEAD + i, 0, 2);
-        memcpy(&a, panel, sizeof a);
-        memcpy(&b, panel + 4 * LANES, sizeof b);
+    for (int64_t t = 0; t < wide; t += 4, panel += NEXT * 2 * LANES) {
+        VI a = WEIGHTS(panel), b = WEIGHTS(panel + NEXT * LANES);
+        for (int i = 0; i < NEXT * 2 * LANES; i += 64) __builtin_prefetch(panel + 4 * AHEAD + i, 0, 2);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            int32_t four;
-            memcpy(&four, x + r * x_row + t, 4);
-            VI one = SPLAT_INT(four);
-            sums[r][0] = BYTES(sums[r][0], one, a);
-            sums[r][1] = BYTES(sums[r][1], one, b);
+            int32_t some;
+            memcpy(&some, x + r * x_row + t, 4);
+            VI one = SPLAT_INT(some);
+            sums[r][0] = MULTIPLY8(sums[r][0], one, a);
+            sums[r][1] = MULTIPLY8(sums[r][1], one, b);
         }
     }
 #pragma GCC unroll 12
@@ -168,10 +166,10 @@ TOUCH BYTES_TARGET void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_r
         }
 }
 
-static BYTES_TARGET void FN(multiply8_group)(int count, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t in,
-                                             const int32_t *base, const float *scale, const float *row_scale,
-                                             const float *bias, float *y, int64_t y_row) {
-    switch (count) { UP_TO_GROUP(FN(multiply8_by)(rows, x, x_row, panel, in, base, scale, row_scale, bias, y, y_row)) }
+static TARGET8 void FN(multiply8_group)(int count, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t wide,
+                                        const int32_t *base, const float *scale, const float *row_scale, const float *bias,
+                                        float *y, int64_t y_row) {
+    switch (count) { UP_TO_GROUP(FN(multiply8_by)(rows, x, x_row, panel, wide, base, scale, row_scale, bias, y, y_row)) }
 }
 
 /* As multiply_part, in whole numbers, which need no blocks: their sums are exact. */
@@ -186,11 +184,10 @@ static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t 
             int64_t start = first + rows * i / groups, end = first + rows * (i + 1) / groups, at = start * p->y_row + column;
             float *y = p->y + at;
             FN(fetch)(y, p->y_row, end - start, wide);
-            FN(multiply8_group)(end - start, p->x + start * p->x_row, p->x_row, p->weight + all * p->in, p->in, p->base + all,
+            FN(multiply8_group)(end - start, p->x + start * p->x_row, p->x_row, p->weight + all * p->in, p->wide, p->base + all,
                                 p->column_scale + all, p->row_scale + start, bias, straight ? y : tile,
                                 straight ? p->y_row : 2 * LANES);
             if (!straight) FN(finish_tile)(p->act, p->gated, tile, end - start, left, y, p->y_row);
         }
     }
 }
-#endif

@@ -63,36 +63,21 @@ static float FN(spread)(const float *x, int64_t size, float *y) {
     }
 }
 
-/* x [size] → as products.spread has it, in whole numbers around 128 and a scale. A half is added, for conversion cuts off. */
-static void FN(quantize_row)(const float *x, int64_t size, uint8_t *whole, float *scale) {
+/* x [size] → as products.spread has it, in whole numbers of 8 bits around ZERO and a scale. A half is added, for conversion cuts
+   off, and 128, for it does so towards zero. */
+static void FN(quantize_row)(const float *x, int64_t size, WHOLE *whole, float *scale) {
     float row[size], largest = FN(spread)(x, size, row) / 127.0f;
     *scale = largest <= FLT_MIN ? FLT_MIN : largest; /* what is no number stays none */
     float factor = 1.0f / *scale;
     for (int64_t i = 0; i < size; i += LANES) {
-        typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+        typedef WHOLE numbers __attribute__((vector_size(LANES * sizeof(WHOLE)), aligned(1), may_alias));
         VF y = FN(load)(row + i, size - i) * factor + 128.5f;
-        bytes eight = __builtin_convertvector(__builtin_convertvector(y, VI), bytes);
+        numbers some = __builtin_convertvector(__builtin_convertvector(y, VI) - (128 - ZERO), numbers);
         if (size - i >= LANES)
-            *(bytes *)(whole + i) = eight;
+            *(numbers *)(whole + i) = some;
         else
-            memcpy(whole + i, &eight, size - i);
+            memcpy(whole + i, &some, (size - i) * sizeof(WHOLE));
     }
-}
-
-/* y = act(x * scale + bias) * times. */
-TOUCH void FN(finish_by)(int kind, const float *x, int64_t size, float scale, const float *bias, const float *times, float *y) {
-    for (int64_t i = 0; i < size; i += LANES) {
-        int64_t left = size - i;
-        VF one = FN(load)(x + i, left) * scale;
-        if (bias) one += FN(load)(bias + i, left);
-        one = FN(act)(kind, one);
-        if (times) one *= FN(load)(times + i, left);
-        FN(store)(y + i, one, left);
-    }
-}
-
-static void FN(finish_row)(int kind, const float *x, int64_t size, float scale, const float *bias, const float *times, float *y) {
-    switch (kind) { EACH_ACT(FN(finish_by)(kind, x, size, scale, bias, times, y)) }
 }
 
 /* y = x / rms(x) * (weight + more); y may be x. */

@@ -29,7 +29,7 @@ ANYWHERE = 1 << 40  # further than any sequence is long
 _SIGNATURES = {
     "assay_use": ("i", "i"),
     "assay_lanes": ("", "i"),
-    "assay_has_bytes": ("", "i"),
+    "assay_lanes8": ("", "i"),
     "assay_attend": ("pppp nnnnnn pn i ff nn ppn", "i"),
     "assay_normalize": ("pn nn p ff p", "-"),
     "assay_normalize_sum": ("pn pn nn i pp ff i p", "-"),
@@ -39,10 +39,10 @@ _SIGNATURES = {
     "assay_multiply": ("i pnn pnn p ii pn", "i"),
     "assay_layer": ("pppn pp ppn pni pp", "i"),
     "assay_layer_room": ("pnn", "n"),
-    "assay_quantize": ("p nnn pn p", "-"),
-    "assay_finish": ("p nn pp i p", "-"),
-    "assay_pack8": ("p nn pp", "-"),
-    "assay_multiply8": ("pn pn ppp nn p ii pn", "-"),
+    "assay_row8": ("i n", "n"),
+    "assay_quantize": ("i p nnn pn p", "-"),
+    "assay_pack8": ("i p nn pp", "-"),
+    "assay_multiply8": ("i pn pn ppp nn p ii pn", "-"),
 }
 _TYPES: dict[str, Any] = {
     "p": ctypes.c_void_p,

@@ -5,7 +5,7 @@ A kernel holds the only copy of its weights, in the layout that it wants. Knows 
 
 import platform
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -14,7 +14,6 @@ from torch.nn.functional import linear
 
 from assay.model import compiled, products
 from assay.model.activation import activation
-from assay.model.compiled import WIDEST
 from assay.model.room import Room
 
 # Our name of an activation → oneDNN's, which computes it while the product is still in the cache.
@@ -119,16 +118,15 @@ class Int8:
     as they come (Dettmers et al. 2022), both spread, so that no outlier takes the bits (`products.spread`). Products
     are summed exactly, in 32 bits.
 
-    No row's result depends on its neighbours, as it would with one scale for all of x. By assay's own product, where
-    the CPU has AVX512-VNNI.
+    No row's result depends on its neighbours, as it would with one scale for all of x. By assay's own product.
     """
 
     recurring = False
     alike = True
 
     def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None, room: Room, gated: bool = False) -> None:
-        self.weight = products.pack8(*_weight_in_8_bits(weight), room, gated)
-        self.bias = _own(bias, WIDEST, gated)
+        self.weight = products.pack8(weight, room, gated)
+        self.bias = _own(bias, self.weight.lanes, gated)
         self.act = act
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -136,26 +134,37 @@ class Int8:
 
 
 class PrepackedInt8:
-    """The same by oneDNN's product."""
+    """The same by oneDNN's product, where that `is_exact`."""
 
     recurring = True
+    alike = False  # torch's activations are not
 
     def __init__(self, weight: Tensor, bias: Tensor | None, act: str | None = None) -> None:
-        whole, self._scale = _weight_in_8_bits(weight)
-        self._weight = torch.ops.onednn.qlinear_prepack(whole, None)
-        self._zeros = torch.zeros(len(weight), dtype=torch.int64)
+        whole, scale = _in_8_bits(weight)
+        self._scale = scale.squeeze(1) / products.shares(weight.shape[1])
+        self._weight = _prepacked8(whole.bitwise_xor_(_ZERO).view(torch.int8))
         self._bias = None if bias is None else bias.clone()
         self._act = act
-        self.alike = compiled.supports(weight)  # torch's activations are not
+
+    @staticmethod
+    @cache
+    def is_exact() -> bool:
+        """Whether sums are exact here, tried with the largest. Without VNNI, oneDNN adds two products in 16 bits, and
+        what does not fit them is cut off.
+        """
+        return all(
+            torch.equal(
+                _product8(torch.full((rows, 64), 255, dtype=torch.uint8), _prepacked8(weight), torch.ones(32)),
+                127.0 * weight.sum(dim=1).expand(rows, -1),
+            )
+            for rows in (1, 2, 64)
+            for weight in (torch.full((32, 64), sign * 127, dtype=torch.int8) for sign in (-1, 1))
+        )
 
     def __call__(self, x: Tensor, times: Tensor | None = None) -> Tensor:
         """As Prepacked's."""
         whole, scale = _in_8_bits(x)
-        y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            whole, 1.0, _ZERO, self._weight, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        if compiled.supports(x):
-            return products.finish(y, scale, self._bias, self._act, times)
+        y = _product8(whole, self._weight, self._scale)
         y.mul_(scale)
         if self._bias is not None:
             y.add_(self._bias)
@@ -174,23 +183,28 @@ class Pair:
         return self._up(x, times=self._gate(x))
 
 
-def _weight_in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [out, in] → (int8 [out, in], scale [out]), for inputs that are spread, as the weight is then."""
-    whole, scale = _in_8_bits(weight)
-    return whole.bitwise_xor_(_ZERO).view(torch.int8), scale.squeeze(1) / products.shares(weight.shape[1])
-
-
 _ZERO = 128  # unsigned, with this for zero: the form for which oneDNN has its fast kernels
 
 
+def _prepacked8(whole: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(whole, None)
+    return packed
+
+
+def _product8(whole: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """(whole - 128) Wᵀ, of uint8 [rows, in] and int8 in oneDNN's layout, times scale [out]."""
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        whole, 1.0, _ZERO, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return y
+
+
 def _in_8_bits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x, spread."""
-    return products.quantize(x) if compiled.supports(x) else _by_torch(x)
+    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x, spread.
 
-
-def _by_torch(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by torch. The plain steps are the fast ones: its inf-norm, its broadcasting addcmul and its float32 →
-    uint8 use no vectors, and took half of the time of an int8 model. A half is added, for conversion cuts off.
+    The plain steps are the fast ones: torch's inf-norm, its broadcasting addcmul and its float32 → uint8 use no
+    vectors, and took half of the time of an int8 model. A half is added, for conversion cuts off.
     """
     x = products.spread(x)
     scale = torch.maximum(x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True).neg_())
@@ -208,12 +222,11 @@ def fastest(
     """
     onednn = has_onednn(weight.device)
     make: type[PrepackedInt8] | Callable[..., Prepacked]
-    if int8 and onednn:
-        if products.has_bytes():
-            return Int8(weight, bias, act, room, gated)
+    if compiled.supports(weight):
+        return (Int8 if int8 else Panels)(weight, bias, act, room, gated)
+    if int8:
+        assert has_int8(weight.device), "who loads a model has asked"
         make = PrepackedInt8
-    elif compiled.supports(weight):
-        return Panels(weight, bias, act, room, gated)
     elif onednn and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bfloat16())):
         make = partial(Prepacked, alike=alike)
     else:
@@ -224,8 +237,15 @@ def fastest(
     return Pair(*(make(*half) for half in halves))
 
 
+def has_int8(device: torch.device) -> bool:
+    """Whether there is a product of 8-bit integers here, with exact sums."""
+    return device.type == "cpu" and (
+        compiled.library() is not None or (has_onednn(device) and PrepackedInt8.is_exact())
+    )
+
+
 def has_onednn(device: torch.device) -> bool:
-    """Whether products with weights in oneDNN's own layout, and in 8-bit integers, run here."""
+    """Whether products with weights in oneDNN's own layout run here."""
     if device.type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]

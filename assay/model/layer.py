@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from assay.model import compiled
 from assay.model.attention import Window, spans
 from assay.model.batch import PackedBatch, Rows
-from assay.model.compiled import ANYWHERE, WHICH, WIDEST, address, tables_at
+from assay.model.compiled import ANYWHERE, WHICH, address, tables_at
 from assay.model.kernels import Int8, Kernel, Panels
 from assay.model.linear import Block, Linear
 from assay.model.mlp import MLP
@@ -133,7 +133,7 @@ class Layer:
             scale=shape.scale,
             softcap=shape.softcap or 0.0,
             after=shape.after,
-            lanes=products[0].weight.lanes if isinstance(products[0], Panels) else WIDEST,
+            lanes=products[0].weight.lanes,
         )
         self._after, self._hidden = shape.after, products[0].weight.in_features
 

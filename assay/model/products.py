@@ -9,7 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from assay.model import compiled
 from assay.model.compiled import WIDEST, address, kernels
 from assay.model.room import Room
 
@@ -42,31 +41,27 @@ def _hadamard(size: int) -> Tensor:
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, size] → (uint8 [rows, size], scale [rows, 1]), with scale * (whole - 128) for x, spread."""
+    """x [rows, size] → (whole [rows, size], scale [rows]), of which the product is x, spread, nearly: int8 where that
+    of integers is AVX2's, as int16, and where it is VNNI's, as uint8 with 128 for zero.
+    """
     x = x if x.stride(1) == 1 else x.contiguous()
-    rows, size = x.shape
-    whole, scale = torch.empty((rows, size), dtype=torch.uint8), torch.empty((rows, 1))
-    _quantize(x, whole, scale)
-    return whole, scale
+    lanes = kernels().assay_lanes8()
+    whole = torch.empty(x.shape, dtype=torch.uint8 if lanes == WIDEST else torch.int16)
+    return whole, _quantize(lanes, x, whole)
 
 
-def _quantize(x: Tensor, whole: Tensor, scale: Tensor) -> None:
-    kernels().assay_quantize(x.data_ptr(), x.stride(0), *x.shape, whole.data_ptr(), whole.stride(0), scale.data_ptr())
-
-
-def finish(y: Tensor, scale: Tensor, bias: Tensor | None, act: str | None, times: Tensor | None) -> Tensor:
-    """act(y * scale + bias) * times, in place of y [rows, size]. scale: [rows, 1]."""
-    assert y.is_contiguous()
-    assert times is None or times.is_contiguous()
-    kernels().assay_finish(
-        y.data_ptr(),
-        *y.shape,
+def _quantize(lanes: int, x: Tensor, whole: Tensor) -> Tensor:
+    scale = torch.empty(len(x))
+    kernels().assay_quantize(
+        lanes,
+        x.data_ptr(),
+        x.stride(0),
+        *x.shape,
+        whole.data_ptr(),
+        whole.stride(0) * whole.element_size(),
         scale.data_ptr(),
-        address(bias),
-        ACTIVATIONS[act],
-        address(times),
     )
-    return y
+    return scale
 
 
 def beside(x: Tensor, lanes: int) -> Tensor:
@@ -137,46 +132,43 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None, act: str | None) ->
     return y
 
 
-def has_bytes() -> bool:
-    """Whether there is a product of 8-bit integers for this CPU (AVX512-VNNI)."""
-    loaded = compiled.library()
-    return loaded is not None and bool(loaded.assay_has_bytes())
-
-
 @dataclass(frozen=True, slots=True)
 class Packed8:
-    """A weight of 8-bit integers in panels, a scale for each of its rows, and what is added to each column."""
+    """A weight of 8-bit integers in panels for vectors of so many lanes, a scale for each of its rows, and what each
+    column's sum begins with.
+    """
 
     panels: Tensor
     base: Tensor
     scale: Tensor
     in_features: int
     out_features: int
+    lanes: int
     gated: bool
 
 
-def pack8(whole: Tensor, scale: Tensor, room: Room, gated: bool = False) -> Packed8:
-    """As `pack`, of whole numbers and the scale of each row."""
-    out_features = len(whole) // 2 if gated else len(whole)
-    whole, scale = (beside(whole, WIDEST), beside(scale, WIDEST)) if gated else (whole.contiguous(), scale)
+def pack8(weight: Tensor, room: Room, gated: bool = False) -> Packed8:
+    """As `pack`, spread and in 8-bit integers, for inputs that are spread too."""
+    lanes, out_features = kernels().assay_lanes8(), len(weight) // 2 if gated else len(weight)
+    whole, scale = quantize(beside(weight, lanes) if gated else weight)
     rows, in_features = whole.shape
-    columns, wide = -(-rows // 32) * 32, -(-in_features // 4) * 4
+    columns, wide = -(-rows // (2 * lanes)) * 2 * lanes, -(-in_features // 4) * 4
     panels, base = room.empty(columns * wide, torch.int8), torch.empty(columns, dtype=torch.int32)
     scales = torch.zeros(columns)
-    scales[:rows] = scale
-    kernels().assay_pack8(whole.data_ptr(), in_features, rows, panels.data_ptr(), base.data_ptr())
-    return Packed8(panels, base, scales, in_features, out_features, gated)
+    scales[:rows] = scale / shares(in_features)
+    kernels().assay_pack8(lanes, whole.data_ptr(), in_features, rows, panels.data_ptr(), base.data_ptr())
+    return Packed8(panels, base, scales, in_features, out_features, lanes, gated)
 
 
 def multiply8(x: Tensor, weight: Packed8, bias: Tensor | None, act: str | None) -> Tensor:
     """As `multiply`, with each row of x as 8-bit integers and a scale, found as it comes."""
     x = x if x.stride(1) == 1 else x.contiguous()
     assert x.shape[1] == weight.in_features
-    wide = -(-weight.in_features // 4) * 4
-    whole = torch.empty((x.shape[0], wide if wide % 1024 else wide + 64), dtype=torch.uint8)
-    scale, y = torch.empty(x.shape[0]), _apart(x.shape[0], weight.out_features)
-    _quantize(x, whole, scale)
+    lanes = weight.lanes
+    whole = torch.empty((x.shape[0], kernels().assay_row8(lanes, weight.in_features)), dtype=torch.uint8)
+    scale, y = _quantize(lanes, x, whole), _apart(x.shape[0], weight.out_features)
     kernels().assay_multiply8(
+        lanes,
         whole.data_ptr(),
         whole.stride(0),
         scale.data_ptr(),
@@ -184,7 +176,7 @@ def multiply8(x: Tensor, weight: Packed8, bias: Tensor | None, act: str | None) 
         weight.panels.data_ptr(),
         weight.base.data_ptr(),
         weight.scale.data_ptr(),
-        wide,
+        weight.in_features,
         weight.out_features,
         address(bias),
         ACTIVATIONS[act],

@@ -18,7 +18,7 @@ from assay.model.adapter import AdaptedCheckpoint
 from assay.model.blueprint import Blueprint, Shapes
 from assay.model.company import Alone, Apart, Filled, Shared
 from assay.model.heads import TextClassifier, build_head
-from assay.model.kernels import has_onednn
+from assay.model.kernels import has_int8
 from assay.model.linear import Preparation, Prepared
 from assay.model.weights import Checkpoint, Tensors, load, read_json
 
@@ -177,9 +177,11 @@ def _native(
     name = str(torch_dtype).removeprefix("torch.")
     if name in blueprint.refused_dtypes:
         raise ConfigError(f"{architecture} overflows in {name}; use bfloat16 or float32.")
-    if quantization == "int8" and (torch_dtype != torch.float32 or not has_onednn(torch_device)):
+    if quantization == "int8" and (torch_dtype != torch.float32 or not has_int8(torch_device)):
         raise ConfigError(
-            f"quantization int8 needs an x86 CPU and dtype float32; this is {torch_device.type} with {name}."
+            f"quantization int8 needs dtype float32 and an x86 CPU, and without AVX512-VNNI also assay's own kernels,"
+            f" which are compiled when it is installed where there is a C compiler; this is {torch_device.type} with"
+            f" {name}{'' if compiled.library() else ', without those kernels'}."
         )
     with torch.device("meta"):
         module = TextClassifier(blueprint.trunk(), build_head(blueprint.head), blueprint.shares_prefixes)
