@@ -317,14 +317,15 @@ void assay_pack(int lanes, const float *weight, int64_t in, int64_t out, float *
     }
 }
 
-/* A product in parts: `chunks` of `size` rows or fewer, and of each, the panels in `splits`, so that nobody waits long. */
+/* A product in parts: `chunks` of `size` rows or fewer, and of each, the panels in `splits`, so that nobody waits long, and
+   with few rows, each reads on where it has asked for what comes next. */
 struct cut {
     int64_t panels, size, chunks, splits;
 };
 
 static struct cut cut_up(int64_t rows, int64_t out, int64_t wide) {
     int64_t panels = (out + wide - 1) / wide, size = smaller(rows, CHUNK), chunks = (rows + size - 1) / size;
-    return (struct cut){panels, size, chunks, smaller(panels, larger(1, 32 * omp_get_max_threads() / chunks))};
+    return (struct cut){panels, size, chunks, smaller(panels, larger(1, (chunks > 1 ? 32 : 4) * omp_get_max_threads() / chunks))};
 }
 
 /* Of the part i: its first row, how many, and from and to which panel. */

@@ -244,7 +244,6 @@ TOUCH void FN(transpose)(VF *m) {
 #undef OF_ACT
 #undef EACH_ACT
 #undef EACH_HALF
-#undef AHEAD
 #undef AT_MOST
 #undef OF_ROWS
 #undef UP_TO_6

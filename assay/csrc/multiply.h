@@ -38,15 +38,33 @@ static void FN(finish_tile)(int kind, int gated, const float *tile, int64_t rows
     switch (kind) { EACH_ACT(FN(finish_tile_by)(kind, gated, tile, rows, left, y, y_row)) }
 }
 
-/* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. With few rows the
-   weights are waited for: what comes AHEAD, be it of the next panel, is asked for meanwhile. */
-#define AHEAD (64 * 2 * LANES)
-TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float *panel, int64_t in, const float *base,
-                           int64_t base_row, float *y, int64_t y_row) {
+/* Weights come from afar, and the first group of rows that they are multiplied with would wait for them. So each group asks for
+   its share of those that come next: of so many bytes that it reads, where all groups together are to ask for as many, `from`
+   here, and `by` so many more a step. A single group asks for what comes AHEAD. */
+struct FN(wish) {
+    const char *from;
+    int64_t by;
+};
+enum { FN(AHEAD) = 64 * 8 * LANES };
+
+TOUCH struct FN(wish) FN(wish_of)(const void *panel, int64_t size, int64_t steps, int64_t group, int64_t groups) {
+    const char *now = panel;
+    if (groups == 1) return (struct FN(wish)){now + FN(AHEAD), size / steps};
+    return (struct FN(wish)){now + size + size * group / groups, size / steps / groups};
+}
+
+TOUCH void FN(ask)(struct FN(wish) *wish, int bytes) {
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(wish->from + i, 0, 2);
+    wish->from += wish->by;
+}
+
+/* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. */
+TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float *panel, int64_t in, struct FN(wish) wish,
+                           const float *base, int64_t base_row, float *y, int64_t y_row) {
     VF sums[GROUP][2] = {};
     for (int64_t t = 0; t < in; t++, panel += 2 * LANES) {
         VF a = LOAD(panel), b = LOAD(panel + LANES);
-        for (int i = 0; i < 2 * LANES; i += 16) __builtin_prefetch(panel + AHEAD + i, 0, 2);
+        FN(ask)(&wish, 8 * LANES);
         for (int r = 0; r < rows; r++) {
             VF one = SPLAT(x[r * x_row + t]);
             sums[r][0] += one * a;
@@ -76,9 +94,9 @@ TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float 
 #define UP_TO_GROUP UP_TO_6
 #endif
 
-static void FN(multiply_group)(int count, const float *x, int64_t x_row, const float *panel, int64_t in,
+static void FN(multiply_group)(int count, const float *x, int64_t x_row, const float *panel, int64_t in, struct FN(wish) wish,
                                const float *base, int64_t base_row, float *y, int64_t y_row) {
-    switch (count) { UP_TO_GROUP(FN(multiply_by)(rows, x, x_row, panel, in, base, base_row, y, y_row)) }
+    switch (count) { UP_TO_GROUP(FN(multiply_by)(rows, x, x_row, panel, in, wish, base, base_row, y, y_row)) }
 }
 
 /* Have a part of y brought into the cache while its sums are computed: it was written long ago, or never, and a store that
@@ -110,9 +128,10 @@ static void FN(multiply_part)(const struct product *p, int64_t first, int64_t ro
                 int64_t start = rows * i / groups, end = rows * (i + 1) / groups, at = (first + start) * p->y_row + column;
                 float *tile = sums + start * 2 * LANES, *y = p->y + at;
                 if (!block) FN(fetch)(y, p->y_row, end - start, wide);
-                FN(multiply_group)(end - start, x + start * x_row + block, x_row, weights + block * 2 * LANES, in,
-                                   block ? tile : bias, block ? 2 * LANES : 0, straight ? y : tile,
-                                   straight ? p->y_row : 2 * LANES);
+                const float *now = weights + block * 2 * LANES;
+                struct FN(wish) wish = FN(wish_of)(now, 8 * LANES * in, in, i, groups);
+                FN(multiply_group)(end - start, x + start * x_row + block, x_row, now, in, wish, block ? tile : bias,
+                                   block ? 2 * LANES : 0, straight ? y : tile, straight ? p->y_row : 2 * LANES);
                 if (last && !straight)
                     FN(finish_tile)(p->act, p->gated, tile, end - start, left, y, p->y_row);
             }
@@ -137,8 +156,8 @@ static void FN(pack8_panel)(const WHOLE *weight, int64_t in, int64_t out, int64_
 /* y [rows][2 * LANES] = x [rows][wide bytes] times one panel, in whole numbers, on top of `base` of each column; then as floats,
    times a scale of each column and of each row, plus a bias. What are four bytes in x is multiplied at once. */
 TOUCH TARGET8 void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t wide,
-                                    const int32_t *base, const float *scale, const float *row_scale, const float *bias,
-                                    float *y, int64_t y_row) {
+                                    struct FN(wish) wish, const int32_t *base, const float *scale, const float *row_scale,
+                                    const float *bias, float *y, int64_t y_row) {
     VI sums[GROUP][2];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) {
@@ -147,7 +166,7 @@ TOUCH TARGET8 void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, c
     }
     for (int64_t t = 0; t < wide; t += 4, panel += NEXT * 2 * LANES) {
         VI a = WEIGHTS(panel), b = WEIGHTS(panel + NEXT * LANES);
-        for (int i = 0; i < NEXT * 2 * LANES; i += 64) __builtin_prefetch(panel + 4 * AHEAD + i, 0, 2);
+        FN(ask)(&wish, NEXT * 2 * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             int32_t some;
@@ -167,9 +186,11 @@ TOUCH TARGET8 void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, c
 }
 
 static TARGET8 void FN(multiply8_group)(int count, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t wide,
-                                        const int32_t *base, const float *scale, const float *row_scale, const float *bias,
-                                        float *y, int64_t y_row) {
-    switch (count) { UP_TO_GROUP(FN(multiply8_by)(rows, x, x_row, panel, wide, base, scale, row_scale, bias, y, y_row)) }
+                                        struct FN(wish) wish, const int32_t *base, const float *scale, const float *row_scale,
+                                        const float *bias, float *y, int64_t y_row) {
+    switch (count) {
+        UP_TO_GROUP(FN(multiply8_by)(rows, x, x_row, panel, wide, wish, base, scale, row_scale, bias, y, y_row))
+    }
 }
 
 /* As multiply_part, in whole numbers, which need no blocks: their sums are exact. */
@@ -183,8 +204,10 @@ static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t 
         for (int64_t i = 0; i < groups; i++) {
             int64_t start = first + rows * i / groups, end = first + rows * (i + 1) / groups, at = start * p->y_row + column;
             float *y = p->y + at;
+            const int8_t *now = p->weight + all * p->in;
+            struct FN(wish) wish = FN(wish_of)(now, 2 * LANES * p->in, p->wide / 4, i, groups);
             FN(fetch)(y, p->y_row, end - start, wide);
-            FN(multiply8_group)(end - start, p->x + start * p->x_row, p->x_row, p->weight + all * p->in, p->wide, p->base + all,
+            FN(multiply8_group)(end - start, p->x + start * p->x_row, p->x_row, now, p->wide, wish, p->base + all,
                                 p->column_scale + all, p->row_scale + start, bias, straight ? y : tile,
                                 straight ? p->y_row : 2 * LANES);
             if (!straight) FN(finish_tile)(p->act, p->gated, tile, end - start, left, y, p->y_row);
