@@ -121,7 +121,10 @@ class EngineConfig:
     dtype: Annotated[DType, Setting("Precision of the trunk; heads are float32. auto: float32 on a CPU.")] = "auto"
     device: Annotated[Device, Setting("auto takes a GPU where there is one.")] = "auto"
     quantization: Annotated[
-        Quantization, Setting("int8: the trunk's products in 8-bit integers, on a CPU; about twice as fast.")
+        Quantization,
+        Setting(
+            "int8: the trunk's products in 8-bit integers, on an x86 CPU; 1.3 to 3.5 times as fast, most with VNNI."
+        ),
     ] = "none"
     deterministic: Annotated[
         bool, Setting("A text's logits are the same bits alone, in any batch and at any load, on one machine.")

@@ -131,7 +131,8 @@ def summarize(folder: Path) -> None:
     peers = _read(folder / "peers.json") if (folder / "peers.json").is_file() else {}
     if reports.get("http", {}).get("servers"):
         plot(reports["http"], folder / "http.svg")
-    (folder / "README.md").write_text(document(reports, peers), "utf-8")
+    how = os.path.relpath(REPOSITORY / "benchmarks" / "README.md", folder)
+    (folder / "README.md").write_text(document(reports, peers, how), "utf-8")
     say(f"written: {folder / 'README.md'}")
 
 

@@ -9,9 +9,11 @@ from benchmarks.ratios import Ratio, ratios
 Report = dict[str, Any]
 
 
-def document(reports: dict[str, Report], peers: dict[str, Any]) -> str:
-    """reports: part → its report, of those that were measured; each with its `machine` and `plan`."""
-    blocks = ["# Measured\n\nMade by `make bench`; how, is said in [benchmarks/README.md](../README.md)."]
+def document(reports: dict[str, Report], peers: dict[str, Any], how: str = "../README.md") -> str:
+    """reports: part → its report, of those that were measured; each with its `machine` and `plan`. how: where that is
+    told, from where the document will lie.
+    """
+    blocks = [f"# Measured\n\nMade by `make bench`; how, is said in [benchmarks/README.md]({how})."]
     blocks += [_where(reports), _against_aims(ratios(reports))]
     blocks += [block(reports[part]) for part, block in _BLOCKS.items() if _ran(reports, part)]
     blocks += [_peers(peers), _not_run(reports, peers)]

@@ -178,7 +178,9 @@ def test_ratios_are_of_like_with_like_and_say_whether_they_reach_the_aim() -> No
 
 
 def test_the_page_names_everything_that_did_not_run() -> None:
-    page = tables.document(a_report(), {"onnx": {"onnxruntime": "1.0"}, "openvino": {"problem": "pip: no wheel"}})
+    peers = {"onnx": {"onnxruntime": "1.0"}, "openvino": {"problem": "pip: no wheel"}}
+    page = tables.document(a_report(), peers, "../../README.md")
+    assert "[benchmarks/README.md](../../README.md)" in page
     _, _, problems = page.partition("## Did not run")
     for part in (
         "openvino: pip: no wheel",
