@@ -28,16 +28,17 @@ def rows(head: Iterable[str], body: Iterable[Iterable[object]]) -> str:
 
 
 def _where(reports: dict[str, Report]) -> str:
-    """One line for all parts that were measured on the same machine and day."""
+    """One line for all parts that were measured on the same machine and day, and what who measured has noted."""
     by_line: dict[str, list[str]] = {}
     for part, report in reports.items():
         of = {**report["machine"], "load_average": "…"}
         by_line.setdefault(f"{report['plan']} run on {line(of)}", []).append(
             f"{part} (load average {report['machine']['load_average']})"
         )
-    return "\n".join(
+    lines = [
         f"- {where.replace('; load average at the start ….', '')}: {', '.join(of)}" for where, of in by_line.items()
-    )
+    ]
+    return "\n".join(lines + [f"- {part}: {report['note']}" for part, report in reports.items() if "note" in report])
 
 
 def _against_aims(found: list[Ratio]) -> str:

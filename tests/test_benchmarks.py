@@ -179,7 +179,10 @@ def test_ratios_are_of_like_with_like_and_say_whether_they_reach_the_aim() -> No
 
 def test_the_page_names_everything_that_did_not_run() -> None:
     peers = {"onnx": {"onnxruntime": "1.0"}, "openvino": {"problem": "pip: no wheel"}}
-    page = tables.document(a_report(), peers, "../../README.md")
+    report = a_report()
+    report["throughput"]["note"] = "on a busy day."
+    page = tables.document(report, peers, "../../README.md")
+    assert "- throughput: on a busy day.\n" in page
     assert "[benchmarks/README.md](../../README.md)" in page
     _, _, problems = page.partition("## Did not run")
     for part in (

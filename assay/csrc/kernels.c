@@ -96,6 +96,7 @@ static void fill_gelu_table(void) {
 #define SPLAT_INT(x) ((VI)_mm256_set1_epi32(x))
 #define MULTIPLY8(sum, a, b) ((sum) + (VI)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
 #define TARGET8
+#define ASK_BY_GROUPS 1
 #define ROWS 4
 #define VECTORS 2
 #define GROUP 6
@@ -115,6 +116,7 @@ static void fill_gelu_table(void) {
 #define SPLAT_INT(x) ((VI)_mm512_set1_epi32(x))
 #define MULTIPLY8(sum, a, b) ((VI)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b)))
 #define TARGET8 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")))
+#define ASK_BY_GROUPS 0
 #define ROWS 8
 #define VECTORS 4
 #define GROUP 12
@@ -317,15 +319,16 @@ void assay_pack(int lanes, const float *weight, int64_t in, int64_t out, float *
     }
 }
 
-/* A product in parts: `chunks` of `size` rows or fewer, and of each, the panels in `splits`, so that nobody waits long, and
-   with few rows, each reads on where it has asked for what comes next. */
+/* A product in parts: `chunks` of `size` rows or fewer, and of each, the panels in `splits`, so that nobody waits long, and,
+   where groups of rows ask for what comes next and rows are few, each reads on where it has asked. */
 struct cut {
     int64_t panels, size, chunks, splits;
 };
 
-static struct cut cut_up(int64_t rows, int64_t out, int64_t wide) {
-    int64_t panels = (out + wide - 1) / wide, size = smaller(rows, CHUNK), chunks = (rows + size - 1) / size;
-    return (struct cut){panels, size, chunks, smaller(panels, larger(1, (chunks > 1 ? 32 : 4) * omp_get_max_threads() / chunks))};
+static struct cut cut_up(int lanes, int64_t rows, int64_t out, int gated) {
+    int64_t wide = gated ? lanes : 2 * lanes, panels = (out + wide - 1) / wide;
+    int64_t size = smaller(rows, CHUNK), chunks = (rows + size - 1) / size, each = chunks > 1 || lanes == 16 ? 32 : 4;
+    return (struct cut){panels, size, chunks, smaller(panels, larger(1, each * omp_get_max_threads() / chunks))};
 }
 
 /* Of the part i: its first row, how many, and from and to which panel. */
@@ -346,7 +349,7 @@ int assay_multiply(int lanes, const float *x, int64_t x_row, int64_t rows, const
                    const float *bias, int act, int gated, float *y, int64_t y_row) {
     if (!rows) return 0;
     struct product p = {x, packed, bias, y, x_row, y_row, in, out, act, gated};
-    struct cut cut = cut_up(rows, out, gated ? lanes : 2 * lanes);
+    struct cut cut = cut_up(lanes, rows, out, gated);
     int aside = x_row % 1024 == 0 && rows > CHUNK, failed = 0;
 #pragma omp parallel if (rows * in * out > 1 << 18)
     {
@@ -390,7 +393,7 @@ void assay_multiply8(int lanes, const uint8_t *x, int64_t x_row, const float *ro
     if (!rows) return;
     struct product8 p = {x, packed, base, row_scale, column_scale, bias, y, x_row, wide8(lanes, in), y_row,
                          (in + 3) / 4 * 4, out, act, gated};
-    struct cut cut = cut_up(rows, out, gated ? lanes : 2 * lanes);
+    struct cut cut = cut_up(lanes, rows, out, gated);
 #pragma omp parallel for schedule(dynamic, 1) if (rows * in * out > 1 << 20)
     for (int64_t i = 0; i < cut.chunks * cut.splits; i++) {
         struct piece piece = piece_of(cut, rows, i);

@@ -6,7 +6,9 @@
 
    WHOLE, ZERO: what an input of 8 bits is stored as, and what stands for 0. WEIGHTS(p), SPLAT_INT(x): the weights at p, and an int
    in each lane, for MULTIPLY8(sum, inputs, weights): of 4 bytes of inputs, with as many weights, in each lane. TARGET8: what the
-   CPU must have for these. */
+   CPU must have for these.
+
+   ASK_BY_GROUPS: whether groups of rows share what they ask for (multiply.h), which was measured with 8 lanes alone. */
 
 #define VF FN(floats)
 #define VI FN(ints)
@@ -255,3 +257,4 @@ TOUCH void FN(transpose)(VF *m) {
 #undef SPLAT_INT
 #undef MULTIPLY8
 #undef TARGET8
+#undef ASK_BY_GROUPS

@@ -40,7 +40,7 @@ static void FN(finish_tile)(int kind, int gated, const float *tile, int64_t rows
 
 /* Weights come from afar, and the first group of rows that they are multiplied with would wait for them. So each group asks for
    its share of those that come next: of so many bytes that it reads, where all groups together are to ask for as many, `from`
-   here, and `by` so many more a step. A single group asks for what comes AHEAD. */
+   here, and `by` so many more a step. A single group, and each where groups do not share, asks for what comes AHEAD. */
 struct FN(wish) {
     const char *from;
     int64_t by;
@@ -49,7 +49,7 @@ enum { FN(AHEAD) = 64 * 8 * LANES };
 
 TOUCH struct FN(wish) FN(wish_of)(const void *panel, int64_t size, int64_t steps, int64_t group, int64_t groups) {
     const char *now = panel;
-    if (groups == 1) return (struct FN(wish)){now + FN(AHEAD), size / steps};
+    if (groups == 1 || !ASK_BY_GROUPS) return (struct FN(wish)){now + FN(AHEAD), size / steps};
     return (struct FN(wish)){now + size + size * group / groups, size / steps / groups};
 }
 
