@@ -26,12 +26,16 @@ def vectors(request: pytest.FixtureRequest) -> Iterator[int]:
     """Everything with assay's own kernels, in each width of vectors, and without them. For whole files of tests."""
     from assay.model import compiled
 
-    kernels = compiled.library()
-    if request.param and (kernels is None or kernels.assay_use(request.param) != request.param):
-        pytest.skip(f"no kernels of {request.param} lanes were compiled, or this CPU has no such vectors")
+    kernels = compiled.library() if request.param else None
+    if request.param and kernels is None:
+        pytest.skip("no kernels were compiled, or this CPU has no vectors for them")
+    if kernels is not None and kernels.assay_use(request.param) != request.param:
+        from .wide import emulated
+
+        kernels = emulated(request.config.cache.mkdir("kernels"))
+        assert kernels.assay_use(request.param) == request.param
     with pytest.MonkeyPatch.context() as patch:
-        if not request.param:
-            patch.setattr(compiled, "library", lambda: None)
+        patch.setattr(compiled, "library", lambda: kernels)
         yield request.param
     if kernels is not None:
         kernels.assay_use(compiled.WIDEST)

@@ -61,15 +61,21 @@ def library() -> ctypes.CDLL | None:
         _log.info("assay's kernels were not compiled: everything is computed by torch, and slower.")
         return None
     try:  # OpenMP's names are found in torch's own library of it, which is in the process by now
-        kernels = ctypes.CDLL(found.origin)
-        for name, (arguments, result) in _SIGNATURES.items():
-            function = getattr(kernels, name)
-            function.argtypes = [_TYPES[letter] for letter in arguments.replace(" ", "")]
-            function.restype = _TYPES[result]
+        loaded = load(found.origin)
     except (OSError, AttributeError) as error:  # another OpenMP, or what an older version has compiled
         _log.warning("assay's kernels do not load (%s): everything is computed by torch, and slower.", error)
         return None
-    return kernels if kernels.assay_use(WIDEST) else None
+    return loaded if loaded.assay_use(WIDEST) else None
+
+
+def load(file: str) -> ctypes.CDLL:
+    """Kernels from a file, before anybody has said how wide their vectors are. Raises OSError and AttributeError."""
+    loaded = ctypes.CDLL(file)
+    for name, (arguments, result) in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes = [_TYPES[letter] for letter in arguments.replace(" ", "")]
+        function.restype = _TYPES[result]
+    return loaded
 
 
 def supports(x: Tensor) -> bool:
