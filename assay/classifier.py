@@ -1,6 +1,7 @@
 """The library's face: `Classifier(model).classify(texts)`, synchronous. The engine inside is the server's own."""
 
 import asyncio
+import atexit
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,7 +24,8 @@ class Classifier:
     model: a folder or a hub id; None is the bundled emotion classifier; or a whole EngineConfig. Further keywords are
         fields of EngineConfig.
     Raises SetupError (CheckpointError, ConfigError) when the model cannot be loaded.
-    Holds threads until `close`, or the end of a `with` block. May be used from several threads.
+    Holds threads until `close`, or the end of a `with` block, or of the process. May be used from several threads, but
+        not in a fork of the process that made it, where those threads are not.
     """
 
     def __init__(self, model: str | EngineConfig | None = None, **config: Any) -> None:
@@ -37,6 +39,9 @@ class Classifier:
         self._thread = threading.Thread(target=self._loop.run_forever, name="assay-classifier", daemon=True)
         self._thread.start()
         self._loop.call_soon_threadsafe(self._engine.start)
+        atexit.register(
+            self.close
+        )  # a timer of uvloop's that finds no interpreter any more ends the process with SIGSEGV
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -61,6 +66,8 @@ class Classifier:
         with self._guard:
             if self._closed:
                 raise UnavailableError("This classifier is closed.")
+            if not self._thread.is_alive():
+                raise UnavailableError("This process is a fork of the one that made the classifier; make one here.")
             answer = asyncio.run_coroutine_threadsafe(self._classify(prompts, checked), self._loop)
         return answer.result()
 
@@ -88,6 +95,9 @@ class Classifier:
             if self._closed:
                 return
             self._closed = True
+        atexit.unregister(self.close)
+        if not self._thread.is_alive():  # in a fork
+            return
         self._engine.close()
         asyncio.run_coroutine_threadsafe(self._engine.drain(), self._loop).result()  # whoever waits hears of it
         asyncio.run_coroutine_threadsafe(_others_done(), self._loop).result()

@@ -1,5 +1,6 @@
 """The synchronous face: what it takes, what it refuses, threads, closing. Nothing here may hang."""
 
+import subprocess
 import sys
 import threading
 import time
@@ -250,6 +251,61 @@ def test_close_twice_and_no_thread_is_left(folder: Path) -> None:
     assert not left
     with Classifier(str(folder)) as another:
         another.close()
+
+
+SCRIPT = """
+import atexit, ctypes, os, sys, threading
+from assay import Classifier
+from assay.errors import UnavailableError
+
+classifier = Classifier(sys.argv[1])
+classifier.classify("the coffee")
+
+def classify(inputs):
+    try:
+        classifier.classify(inputs)
+    except UnavailableError as error:
+        return str(error)
+
+def forked(call):
+    pid = os.fork()
+    if not pid:
+        sys.exit(call())
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+ENDINGS = {
+    "at exit": "",
+    "at exit, while it computes": "threading.Thread(target=classify, args=(['the'] * 9999,), daemon=True).start()",
+    "closed by the caller's own handler": "atexit.register(classifier.close)",
+    "in a fork, which may not classify": "assert forked(lambda: 3 if 'fork' in classify('the coffee') else 4) == 3",
+    "in a fork, by name": "assert forked(classifier.close) == 0; assert classify('the coffee') is None",
+}
+
+
+def ended(folder: Path, ending: str) -> tuple[int, str]:
+    script = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT + ending, str(folder)]
+    process = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
+    return process.returncode, process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
+def test_a_process_ends_that_has_not_closed_it(folder: Path, ending: str) -> None:
+    assert ended(folder, ending) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="on_exit is glibc's")
+def test_no_timer_is_left_when_the_interpreter_has_gone(folder: Path) -> None:
+    """One that came due between the end of the interpreter and that of the process, which sleeps here, was SIGSEGV."""
+    ending = """
+late = lambda: classifier._loop.call_later(2, print)
+atexit.register(lambda: classifier._loop.call_soon_threadsafe(late))
+libc = ctypes.CDLL(None)
+libc.on_exit(libc.sleep, None)  # as many seconds as the exit status
+sys.exit(4)
+"""
+    assert ended(folder, ending) == (4, "")
 
 
 def test_without_uvloop_the_loop_is_asyncio_s(monkeypatch: pytest.MonkeyPatch) -> None:
