@@ -1,5 +1,6 @@
 """The synchronous face: what it takes, what it refuses, threads, closing. Nothing here may hang."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -306,6 +307,28 @@ libc.on_exit(libc.sleep, None)  # as many seconds as the exit status
 sys.exit(4)
 """
     assert ended(folder, ending) == (4, "")
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_it_loads(folder: Path) -> None:
+    """A thread that came back from torch when the interpreter had gone ended the process by SIGABRT."""
+    script = """
+import os, signal, time, torch
+from assay import Classifier
+from assay.engine.engine import Engine
+
+def load(config, metrics):
+    os.kill(os.getpid(), signal.SIGINT)
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        torch.ones(300, 300) @ torch.ones(300, 300)
+
+Engine._load = load
+Classifier("any")
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == -signal.SIGINT
+    assert process.stderr.endswith("KeyboardInterrupt\n")
 
 
 def test_without_uvloop_the_loop_is_asyncio_s(monkeypatch: pytest.MonkeyPatch) -> None:

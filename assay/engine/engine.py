@@ -5,6 +5,7 @@ A request's life: `classify` → Admission → PromptEncoder → Scheduler → B
 """
 
 import asyncio
+import atexit
 import logging
 import math
 import threading
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
+from functools import partial
 from typing import Self, TypeVar
 
 from msgspec.structs import replace
@@ -37,6 +39,7 @@ Result = TypeVar("Result")
 
 _log = logging.getLogger("assay.engine")
 _DEFAULTS = Options()
+_LEAVING_SECONDS = 2.0  # a thread that comes back from torch when the interpreter has gone is a SIGABRT
 _SETTLING_SECONDS = 1.0  # from the start on: who waits for the first answer has it by then
 
 
@@ -109,9 +112,14 @@ class Engine:
             except BaseException as error:  # an edge: raised again below
                 loaded.set_exception(error)
 
-        thread = threading.Thread(target=work, name="assay-load", daemon=True)  # a process that is to end does not wait
+        thread = threading.Thread(
+            target=work, name="assay-load", daemon=True
+        )  # a process that is to end does not wait long
+        leave = partial(thread.join, _LEAVING_SECONDS)
+        atexit.register(leave)
         thread.start()
         thread.join()
+        atexit.unregister(leave)
         return loaded.result()
 
     @classmethod
