@@ -55,7 +55,7 @@ TOUCH struct FN(wish) FN(wish_of)(const void *panel, int64_t size, int64_t steps
 
 TOUCH void FN(ask)(struct FN(wish) *wish, int bytes) {
     for (int i = 0; i < bytes; i += 64) __builtin_prefetch(wish->from + i, 0, 2);
-    wish->from += wish->by;
+    wish->from += ASK_BY_GROUPS ? wish->by : bytes;
 }
 
 /* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. */
