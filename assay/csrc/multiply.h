@@ -49,13 +49,15 @@ enum { FN(AHEAD) = 64 * 8 * LANES };
 
 TOUCH struct FN(wish) FN(wish_of)(const void *panel, int64_t size, int64_t steps, int64_t group, int64_t groups) {
     const char *now = panel;
-    if (groups == 1 || !ASK_BY_GROUPS) return (struct FN(wish)){now + FN(AHEAD), size / steps};
+    if (groups == 1) return (struct FN(wish)){now + FN(AHEAD), size / steps};
     return (struct FN(wish)){now + size + size * group / groups, size / steps / groups};
 }
 
-TOUCH void FN(ask)(struct FN(wish) *wish, int bytes) {
-    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(wish->from + i, 0, 2);
-    wish->from += ASK_BY_GROUPS ? wish->by : bytes;
+/* `bytes` of weights are read now. */
+TOUCH void FN(ask)(struct FN(wish) *wish, const void *now, int bytes) {
+    const char *from = ASK_BY_GROUPS ? wish->from : (const char *)now + FN(AHEAD);
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+    wish->from += wish->by;
 }
 
 /* y [rows][2 * LANES] = base + x [rows][in] times one panel; base_row is 0 where all rows have one base. */
@@ -64,7 +66,7 @@ TOUCH void FN(multiply_by)(int rows, const float *x, int64_t x_row, const float 
     VF sums[GROUP][2] = {};
     for (int64_t t = 0; t < in; t++, panel += 2 * LANES) {
         VF a = LOAD(panel), b = LOAD(panel + LANES);
-        FN(ask)(&wish, 8 * LANES);
+        FN(ask)(&wish, panel, 8 * LANES);
         for (int r = 0; r < rows; r++) {
             VF one = SPLAT(x[r * x_row + t]);
             sums[r][0] += one * a;
@@ -166,7 +168,7 @@ TOUCH TARGET8 void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, c
     }
     for (int64_t t = 0; t < wide; t += 4, panel += NEXT * 2 * LANES) {
         VI a = WEIGHTS(panel), b = WEIGHTS(panel + NEXT * LANES);
-        FN(ask)(&wish, NEXT * 2 * LANES);
+        FN(ask)(&wish, panel, NEXT * 2 * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             int32_t some;
