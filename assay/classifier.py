@@ -39,9 +39,8 @@ class Classifier:
         self._thread = threading.Thread(target=self._loop.run_forever, name="assay-classifier", daemon=True)
         self._thread.start()
         self._loop.call_soon_threadsafe(self._engine.start)
-        atexit.register(
-            self.close
-        )  # a timer of uvloop's that finds no interpreter any more ends the process with SIGSEGV
+        # A timer of uvloop's that comes due when the interpreter has gone ends the process by SIGSEGV.
+        atexit.register(self.close)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine.chat", "engine.vocabularies", "engine.truncation"),
     ("engine.tokenizer",),
     ("engine.encoder",),
-    ("engine.scheduler", "engine.admission", "engine.threads", "engine.waiter", "engine.cache"),
+    ("engine.scheduler", "engine.admission", "engine.threads", "engine.aside", "engine.waiter", "engine.cache"),
     ("engine.runner", "engine.windows", "engine.calibrated"),
     ("engine.loading",),
     ("engine.worker",),

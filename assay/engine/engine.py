@@ -5,21 +5,18 @@ A request's life: `classify` → Admission → PromptEncoder → Scheduler → B
 """
 
 import asyncio
-import atexit
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from concurrent.futures import Future
-from functools import partial
 from typing import Self, TypeVar
 
 from msgspec.structs import replace
 
 from assay.config import EngineConfig
 from assay.engine.admission import Admission, estimated_tokens
+from assay.engine.aside import aside
 from assay.engine.cache import ResultCache
 from assay.engine.encoder import PromptEncoder
 from assay.engine.loading import load
@@ -39,7 +36,6 @@ Result = TypeVar("Result")
 
 _log = logging.getLogger("assay.engine")
 _DEFAULTS = Options()
-_LEAVING_SECONDS = 2.0  # a thread that comes back from torch when the interpreter has gone is a SIGABRT
 _SETTLING_SECONDS = 1.0  # from the start on: who waits for the first answer has it by then
 
 
@@ -104,23 +100,7 @@ class Engine:
         On a thread that ends, since OpenMP keeps a team of threads for each one that computes, and where there are more
         of them than cores, all of them sleep between two steps: a text of 16 tokens then takes twice as long.
         """
-        loaded: Future[Self] = Future()
-
-        def work() -> None:
-            try:
-                loaded.set_result(cls._load(config, metrics))
-            except BaseException as error:  # an edge: raised again below
-                loaded.set_exception(error)
-
-        thread = threading.Thread(
-            target=work, name="assay-load", daemon=True
-        )  # a process that is to end does not wait long
-        leave = partial(thread.join, _LEAVING_SECONDS)
-        atexit.register(leave)
-        thread.start()
-        thread.join()
-        atexit.unregister(leave)
-        return loaded.result()
+        return aside(lambda: cls._load(config, metrics), "assay-load")
 
     @classmethod
     def _load(cls, config: EngineConfig, metrics: Metrics | None) -> Self:
