@@ -1,5 +1,6 @@
 """assay: text classifiers, reward models and rerankers, served. Importing it is free; `Classifier` loads torch."""
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -13,5 +14,7 @@ _LAZY = {"Classifier": "assay.classifier", "Options": "assay.sequence", "Predict
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        with warnings.catch_warnings():  # torch tells everyone without NumPy that it is missing; nothing here uses it
+            warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+            return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'assay' has no attribute {name!r}")

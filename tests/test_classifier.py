@@ -57,6 +57,13 @@ def test_exported_from_the_package() -> None:
     assert assay.Prediction is Prediction
 
 
+def test_imported_without_numpy_in_silence() -> None:
+    """As a plain installation is, for which torch has a warning."""
+    script = "import sys; sys.modules['numpy'] = None; from assay import Classifier"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
 def test_one_text(classifier: Classifier) -> None:
     (prediction,) = classifier.classify("the coffee was great")
     assert prediction.label in classifier.labels
