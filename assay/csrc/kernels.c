@@ -55,15 +55,15 @@ struct product {
     int act, gated;
 };
 
-/* The same in whole numbers of 8 bits, in a multiple of four, with a scale for each row and each column. A row of x is `wide`
-   bytes, and the next lies x_row further on. */
+/* The same in whole numbers of 8 bits, with a scale for each row and each column. A row of x is `in` bytes, as wide8 has it, and
+   the next lies x_row further on. */
 struct product8 {
     const uint8_t *x;
     const int8_t *weight;
     const int32_t *base;
     const float *row_scale, *column_scale, *bias;
     float *y;
-    int64_t x_row, wide, y_row, in, out;
+    int64_t x_row, y_row, in, out;
     int act, gated;
 };
 
@@ -90,11 +90,13 @@ static void fill_gelu_table(void) {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define LANES 8
-#define WHOLE int16_t
-#define ZERO 0
-#define WEIGHTS(p) ((VI)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p))))
+#define ZERO 91
+#define FOURS 2
 #define SPLAT_INT(x) ((VI)_mm256_set1_epi32(x))
-#define MULTIPLY8(sum, a, b) ((sum) + (VI)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
+#define MULTIPLY8(sum, a, b)                                                                                           \
+    ((sum) + (VI)_mm256_madd_epi16(_mm256_add_epi16(_mm256_maddubs_epi16((__m256i)(a)[0], (__m256i)(b)[0]),            \
+                                                    _mm256_maddubs_epi16((__m256i)(a)[1], (__m256i)(b)[1])),           \
+                                   _mm256_set1_epi16(1)))
 #define TARGET8
 #define ASK_BY_GROUPS 1
 #define ROWS 4
@@ -110,11 +112,10 @@ static void fill_gelu_table(void) {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #define LANES 16
-#define WHOLE uint8_t
 #define ZERO 128
-#define WEIGHTS(p) ((VI)_mm512_loadu_si512(p))
+#define FOURS 1
 #define SPLAT_INT(x) ((VI)_mm512_set1_epi32(x))
-#define MULTIPLY8(sum, a, b) ((VI)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b)))
+#define MULTIPLY8(sum, a, b) ((VI)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a)[0], (__m512i)(b)[0]))
 #define TARGET8 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")))
 #define ASK_BY_GROUPS 0
 #define ROWS 8
@@ -153,9 +154,11 @@ int assay_use(int most) {
 /* What assay_use said last. */
 int assay_lanes(void) { return lanes; }
 
-/* The same for products of 8-bit integers: with 16, unsigned bytes are multiplied four at a time, by VNNI; with 8, since what
-   AVX2 has for bytes does not hold their sums, words two at a time. The sums are the same. */
+/* The same for products of 8-bit integers: with 16, by VNNI, with 8, by what AVX2 has for bytes. */
 int assay_lanes8(void) { return lanes8; }
+
+/* What stands for 0 in an input of 8 bits, of which one less is the largest. */
+int assay_zero8(int lanes) { return lanes == 16 ? zero8_16 : zero8_8; }
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -222,13 +225,21 @@ int assay_attend(const float *q, const float *k, const float *v, float *out, int
 }
 
 /* x [rows, size], rows x_row apart → whole [rows, size], whole_row bytes apart, and scale [rows], for products in so many lanes
-   (assay_lanes8): with 8, int16, and scale * whole is x as products.spread has it, nearly; with 16, uint8, and 128 is zero.
+   (assay_lanes8): scale * (whole - assay_zero8) is x as products.spread has it, nearly.
    On the stack of each thread it takes as much as one row. */
 void assay_quantize(int lanes, const float *x, int64_t x_row, int64_t rows, int64_t size, uint8_t *whole, int64_t whole_row,
                     float *scale) {
 #pragma omp parallel for if (rows * size > 1 << 14)
     for (int64_t i = 0; i < rows; i++) {
-        IN_WIDTH(quantize_row, x + i * x_row, size, (void *)(whole + i * whole_row), scale + i);
+        IN_WIDTH(quantize_row, x + i * x_row, size, whole + i * whole_row, scale + i);
+    }
+}
+
+/* Weights [rows, size] → whole [rows, size] and scale [rows], as assay_quantize has its rows, without a zero. */
+void assay_quantize_weight(int lanes, const float *weight, int64_t rows, int64_t size, int8_t *whole, float *scale) {
+#pragma omp parallel for
+    for (int64_t i = 0; i < rows; i++) {
+        IN_WIDTH(quantize_weight, weight + i * size, size, whole + i * size, scale + i);
     }
 }
 
@@ -369,16 +380,19 @@ int assay_multiply(int lanes, const float *x, int64_t x_row, int64_t rows, const
 }
 
 /* Bytes of a row of so many whole numbers, and from one row to the next, such that neighbours are not cached over each other. */
-static int64_t wide8(int lanes, int64_t in) { return (in + 3) / 4 * 4 * (lanes == 16 ? 1 : 2); }
+static int64_t wide8(int lanes, int64_t in) { return lanes == 16 ? (in + 3) / 4 * 4 : (in + 7) / 8 * 8; }
 static int64_t apart8(int64_t wide) { return wide % 1024 ? wide : wide + 64; }
 
 /* Bytes that assay_quantize is to leave from one row to the next. */
 int64_t assay_row8(int lanes, int64_t in) { return apart8(wide8(lanes, in)); }
 
-/* As assay_pack, of rows as assay_quantize has them, one behind the other: in, rounded up to a multiple of 4, times out bytes.
-   base: an int32 for each column, out rounded up. */
-void assay_pack8(int lanes, const void *weight, int64_t in, int64_t out, int8_t *packed, int32_t *base) {
-    int64_t wide = (in + 3) / 4 * 4;
+/* Bytes of a column that assay_pack8 leaves. */
+int64_t assay_column8(int lanes, int64_t in) { return wide8(lanes, in); }
+
+/* As assay_pack, of rows as assay_quantize_weight has them: assay_column8 times out bytes. base: an int32 for each column, out
+   rounded up. */
+void assay_pack8(int lanes, const int8_t *weight, int64_t in, int64_t out, int8_t *packed, int32_t *base) {
+    int64_t wide = wide8(lanes, in);
 #pragma omp parallel for
     for (int64_t first = 0; first < out; first += 2 * lanes) {
         IN_WIDTH(pack8_panel, weight, in, out, first, packed + first * wide, base + first);
@@ -391,8 +405,7 @@ void assay_multiply8(int lanes, const uint8_t *x, int64_t x_row, const float *ro
                      const int32_t *base, const float *column_scale, int64_t in, int64_t out, const float *bias, int act,
                      int gated, float *y, int64_t y_row) {
     if (!rows) return;
-    struct product8 p = {x, packed, base, row_scale, column_scale, bias, y, x_row, wide8(lanes, in), y_row,
-                         (in + 3) / 4 * 4, out, act, gated};
+    struct product8 p = {x, packed, base, row_scale, column_scale, bias, y, x_row, y_row, wide8(lanes, in), out, act, gated};
     struct cut cut = cut_up(lanes, rows, out, gated);
 #pragma omp parallel for schedule(dynamic, 1) if (rows * in * out > 1 << 20)
     for (int64_t i = 0; i < cut.chunks * cut.splits; i++) {

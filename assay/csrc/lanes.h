@@ -4,9 +4,9 @@
    LANES: floats of a vector. FN(name): the name in this width. ROWS, VECTORS: queries, and vectors of values, that are
    computed at once; GROUP: rows of a product. So many that their sums stay in registers.
 
-   WHOLE, ZERO: what an input of 8 bits is stored as, and what stands for 0. WEIGHTS(p), SPLAT_INT(x): the weights at p, and an int
-   in each lane, for MULTIPLY8(sum, inputs, weights): of 4 bytes of inputs, with as many weights, in each lane. TARGET8: what the
-   CPU must have for these.
+   ZERO: what stands for 0 in an input of 8 bits, of which one less is the largest. SPLAT_INT(x): an int in each lane, for
+   MULTIPLY8(sum, inputs, weights): of 4 bytes of inputs in each lane, with as many weights, FOURS vectors of either at once. With
+   two, these are added in 16 bits, which hold the sum of a group of weights (rows.h). TARGET8: what the CPU must have for these.
 
    ASK_BY_GROUPS: whether groups of rows share what they ask for (multiply.h), which was measured with 8 lanes alone. */
 
@@ -230,6 +230,8 @@ TOUCH void FN(transpose)(VF *m) {
 #undef STEP
 }
 
+enum { FN(zero8) = ZERO };
+
 #include "attend.h"
 #include "multiply.h"
 #include "rows.h"
@@ -250,10 +252,8 @@ TOUCH void FN(transpose)(VF *m) {
 #undef OF_ROWS
 #undef UP_TO_6
 #undef UP_TO_GROUP
-#undef NEXT
-#undef WHOLE
 #undef ZERO
-#undef WEIGHTS
+#undef FOURS
 #undef SPLAT_INT
 #undef MULTIPLY8
 #undef TARGET8

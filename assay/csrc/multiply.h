@@ -141,23 +141,23 @@ static void FN(multiply_part)(const struct product *p, int64_t first, int64_t ro
     }
 }
 
-/* W [out, in], as quantize_row has its rows → panels as multiply8_by wants them, [in / NEXT][2 * LANES][NEXT], zeros behind the
-   last; in base, what x's zeros come to. */
-#define NEXT (4 / (int)sizeof(WHOLE))
-static void FN(pack8_panel)(const WHOLE *weight, int64_t in, int64_t out, int64_t first, int8_t *panel, int32_t *base) {
+/* W [out, in], as quantize_weight has its rows → panels as multiply8_by wants them, [in / 4 / FOURS][2][FOURS][LANES][4], zeros
+   behind the last; in base, what x's zeros come to. */
+static void FN(pack8_panel)(const int8_t *weight, int64_t in, int64_t out, int64_t first, int8_t *panel, int32_t *base) {
     for (int64_t i = 0; i < 2 * LANES; i++) base[i] = 0;
-    for (int64_t t = 0; t < (in + 3) / 4 * 4; t += NEXT)
+    for (int64_t t = 0; t < in; t += 4 * FOURS)
         for (int64_t i = 0; i < 2 * LANES; i++)
-            for (int64_t j = 0; j < NEXT; j++) {
-                int8_t one = first + i < out && t + j < in ? weight[(first + i) * in + t + j] - ZERO : 0;
-                panel[(t * 2 * LANES) + i * NEXT + j] = one;
+            for (int64_t j = 0; j < 4 * FOURS; j++) {
+                int8_t one = first + i < out && t + j < in ? weight[(first + i) * in + t + j] : 0;
+                int64_t vector = i / LANES * FOURS + j / 4;
+                panel[t * 2 * LANES + vector * 4 * LANES + i % LANES * 4 + j % 4] = one;
                 base[i] -= ZERO * one;
             }
 }
 
-/* y [rows][2 * LANES] = x [rows][wide bytes] times one panel, in whole numbers, on top of `base` of each column; then as floats,
-   times a scale of each column and of each row, plus a bias. What are four bytes in x is multiplied at once. */
-TOUCH TARGET8 void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t wide,
+/* y [rows][2 * LANES] = x [rows][in] times one panel, in whole numbers, on top of `base` of each column; then as floats, times a
+   scale of each column and of each row, plus a bias. */
+TOUCH TARGET8 void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t in,
                                     struct FN(wish) wish, const int32_t *base, const float *scale, const float *row_scale,
                                     const float *bias, float *y, int64_t y_row) {
     VI sums[GROUP][2];
@@ -166,16 +166,25 @@ TOUCH TARGET8 void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, c
         sums[r][0] = LOAD_INT(base);
         sums[r][1] = LOAD_INT(base + LANES);
     }
-    for (int64_t t = 0; t < wide; t += 4, panel += NEXT * 2 * LANES) {
-        VI a = WEIGHTS(panel), b = WEIGHTS(panel + NEXT * LANES);
-        FN(ask)(&wish, panel, NEXT * 2 * LANES);
+    for (int64_t t = 0; t < in; t += 4 * FOURS, panel += 8 * FOURS * LANES) {
+        VI a[FOURS], b[FOURS];
+#pragma GCC unroll 2
+        for (int i = 0; i < FOURS; i++) {
+            a[i] = LOAD_INT(panel + 4 * LANES * i);
+            b[i] = LOAD_INT(panel + 4 * LANES * (FOURS + i));
+        }
+        FN(ask)(&wish, panel, 8 * FOURS * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            int32_t some;
-            memcpy(&some, x + r * x_row + t, 4);
-            VI one = SPLAT_INT(some);
-            sums[r][0] = MULTIPLY8(sums[r][0], one, a);
-            sums[r][1] = MULTIPLY8(sums[r][1], one, b);
+            VI all[FOURS];
+#pragma GCC unroll 2
+            for (int i = 0; i < FOURS; i++) {
+                int32_t some;
+                memcpy(&some, x + r * x_row + t + 4 * i, 4);
+                all[i] = SPLAT_INT(some);
+            }
+            sums[r][0] = MULTIPLY8(sums[r][0], all, a);
+            sums[r][1] = MULTIPLY8(sums[r][1], all, b);
         }
     }
 #pragma GCC unroll 12
@@ -187,11 +196,11 @@ TOUCH TARGET8 void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, c
         }
 }
 
-static TARGET8 void FN(multiply8_group)(int count, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t wide,
+static TARGET8 void FN(multiply8_group)(int count, const uint8_t *x, int64_t x_row, const int8_t *panel, int64_t in,
                                         struct FN(wish) wish, const int32_t *base, const float *scale, const float *row_scale,
                                         const float *bias, float *y, int64_t y_row) {
     switch (count) {
-        UP_TO_GROUP(FN(multiply8_by)(rows, x, x_row, panel, wide, wish, base, scale, row_scale, bias, y, y_row))
+        UP_TO_GROUP(FN(multiply8_by)(rows, x, x_row, panel, in, wish, base, scale, row_scale, bias, y, y_row))
     }
 }
 
@@ -207,9 +216,9 @@ static void FN(multiply8_part)(const struct product8 *p, int64_t first, int64_t 
             int64_t start = first + rows * i / groups, end = first + rows * (i + 1) / groups, at = start * p->y_row + column;
             float *y = p->y + at;
             const int8_t *now = p->weight + all * p->in;
-            struct FN(wish) wish = FN(wish_of)(now, 2 * LANES * p->in, p->wide / 4, i, groups);
+            struct FN(wish) wish = FN(wish_of)(now, 2 * LANES * p->in, p->in / 4 / FOURS, i, groups);
             FN(fetch)(y, p->y_row, end - start, wide);
-            FN(multiply8_group)(end - start, p->x + start * p->x_row, p->x_row, now, p->wide, wish, p->base + all,
+            FN(multiply8_group)(end - start, p->x + start * p->x_row, p->x_row, now, p->in, wish, p->base + all,
                                 p->column_scale + all, p->row_scale + start, bias, straight ? y : tile,
                                 straight ? p->y_row : 2 * LANES);
             if (!straight) FN(finish_tile)(p->act, p->gated, tile, end - start, left, y, p->y_row);

@@ -63,21 +63,71 @@ static float FN(spread)(const float *x, int64_t size, float *y) {
     }
 }
 
-/* x [size] → as products.spread has it, in whole numbers of 8 bits around ZERO and a scale. A half is added, for conversion cuts
-   off, and 128, for it does so towards zero. */
-static void FN(quantize_row)(const float *x, int64_t size, WHOLE *whole, float *scale) {
-    float row[size], largest = FN(spread)(x, size, row) / 127.0f;
-    *scale = largest <= FLT_MIN ? FLT_MIN : largest; /* what is no number stays none */
-    float factor = 1.0f / *scale;
-    for (int64_t i = 0; i < size; i += LANES) {
-        typedef WHOLE numbers __attribute__((vector_size(LANES * sizeof(WHOLE)), aligned(1), may_alias));
-        VF y = FN(load)(row + i, size - i) * factor + 128.5f;
-        numbers some = __builtin_convertvector(__builtin_convertvector(y, VI) - (128 - ZERO), numbers);
+/* row [size] over a scale → whole numbers around `zero`. A half is added, for conversion cuts off, and zero, for it does so
+   towards zero. */
+TOUCH void FN(round_row)(const float *row, int64_t size, float scale, int zero, uint8_t *whole) {
+    float factor = 1.0f / scale, half = zero + 0.5f;
+    int64_t i = 0;
+#if LANES == 8
+    for (; i + 32 <= size; i += 32) { /* bytes of four vectors at once, which end up with their halves in turn */
+        __m256i all[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) all[j] = (__m256i)__builtin_convertvector(LOAD(row + i + 8 * j) * factor + half, VI);
+        all[0] = _mm256_packus_epi16(_mm256_packs_epi32(all[0], all[1]), _mm256_packs_epi32(all[2], all[3]));
+        VI in_order = (VI)_mm256_permutevar8x32_epi32(all[0], _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        STORE((float *)(whole + i), (VF)in_order);
+    }
+#endif
+    for (; i < size; i += LANES) {
+        typedef uint8_t numbers __attribute__((vector_size(LANES), aligned(1), may_alias));
+        VF y = FN(load)(row + i, size - i) * factor + half;
+        numbers some = __builtin_convertvector(__builtin_convertvector(y, VI), numbers);
         if (size - i >= LANES)
             *(numbers *)(whole + i) = some;
         else
-            memcpy(whole + i, &some, (size - i) * sizeof(WHOLE));
+            memcpy(whole + i, &some, size - i);
     }
+}
+
+/* What a scale is at least; what is no number stays none. */
+TOUCH float FN(at_least)(float scale) { return scale <= FLT_MIN ? FLT_MIN : scale; }
+
+/* x [size] → as products.spread has it, in whole numbers of 8 bits around ZERO and a scale. */
+static void FN(quantize_row)(const float *x, int64_t size, uint8_t *whole, float *scale) {
+    float row[size];
+    *scale = FN(at_least)(FN(spread)(x, size, row) / (ZERO - 1));
+    FN(round_row)(row, size, *scale, ZERO, whole);
+}
+
+#if FOURS == 2
+/* Of the weights in row [size] that are added in 16 bits, the largest sum of those of one sign. */
+static float FN(largest_group)(const float *row, int64_t size) {
+    VF most = {};
+    for (int64_t i = 0; i < size; i += LANES) {
+        VF all = FN(load)(row + i, size - i);
+        for (int sign = 0; sign < 2; sign++, all = -all) {
+            VF some = MAX(all, (VF){});
+            some += FN(turned)(some, 4);
+            some += FN(turned)(some, 1);
+            most = MAX(most, some);
+        }
+    }
+    return most[0] > most[2] ? most[0] : most[2];
+}
+#endif
+
+/* Weights [size] → as quantize_row has them, without a zero. With two FOURS, an input is 2 * ZERO - 1 at most, and four weights are
+   added in 16 bits: 0, 1, 4 and 5 of eight, and 2, 3, 6 and 7. So those of one sign are to be no more than what such a sum holds,
+   of which two are kept for their roundings. */
+static void FN(quantize_weight)(const float *weight, int64_t size, int8_t *whole, float *scale) {
+    float row[size], largest = FN(spread)(weight, size, row) / 127;
+#if FOURS == 2
+    float group = FN(largest_group)(row, size) / (INT16_MAX / (2 * ZERO - 1) - 2);
+    largest = group > largest ? group : largest;
+#endif
+    *scale = FN(at_least)(largest);
+    FN(round_row)(row, size, *scale, 128, (uint8_t *)whole);
+    for (int64_t i = 0; i < size; i++) whole[i] ^= -128;
 }
 
 /* y = x / rms(x) * (weight + more); y may be x. */

@@ -40,7 +40,10 @@ _SIGNATURES = {
     "assay_layer": ("pppn pp ppn pni pp", "i"),
     "assay_layer_room": ("pnn", "n"),
     "assay_row8": ("i n", "n"),
+    "assay_zero8": ("i", "i"),
     "assay_quantize": ("i p nnn pn p", "-"),
+    "assay_quantize_weight": ("i p nn pp", "-"),
+    "assay_column8": ("i n", "n"),
     "assay_pack8": ("i p nn pp", "-"),
     "assay_multiply8": ("i pn pn ppp nn p ii pn", "-"),
 }

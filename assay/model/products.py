@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from assay.model.compiled import WIDEST, address, kernels
+from assay.model.compiled import address, kernels
 from assay.model.room import Room
 
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3, "silu": 4, "swish": 4, "tanh": 5}
@@ -41,13 +41,30 @@ def _hadamard(size: int) -> Tensor:
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, size] → (whole [rows, size], scale [rows]), of which the product is x, spread, nearly: int8 where that
-    of integers is AVX2's, as int16, and where it is VNNI's, as uint8 with 128 for zero.
-    """
+    """x [rows, size] → (uint8 [rows, size], scale [rows]), of which the product, less `zero8`, is x, spread, nearly."""
     x = x if x.stride(1) == 1 else x.contiguous()
+    whole = torch.empty(x.shape, dtype=torch.uint8)
+    return whole, _quantize(kernels().assay_lanes8(), x, whole)
+
+
+def zero8() -> int:
+    """What stands for 0 in an input of 8 bits, of which one less is the largest: 128 where VNNI adds four products in
+    32 bits, and 91 where AVX2 adds them in 16 bits, which hold no more (`quantize_weight`).
+    """
+    return int(kernels().assay_zero8(kernels().assay_lanes8()))
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [rows, size] → (int8 [rows, size], scale [rows]), of which the product is the weight, spread, nearly.
+
+    Where `zero8` is 91, no four of 0, 1, 4 and 5 of each eight, nor of 2, 3, 6 and 7, have more than 181 of one sign:
+    inputs are 181 at most, and 181 * 181 < 2 ** 15, so that their sums are exact.
+    """
+    weight = weight.contiguous()
+    whole, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
     lanes = kernels().assay_lanes8()
-    whole = torch.empty(x.shape, dtype=torch.uint8 if lanes == WIDEST else torch.int16)
-    return whole, _quantize(lanes, x, whole)
+    kernels().assay_quantize_weight(lanes, weight.data_ptr(), *weight.shape, whole.data_ptr(), scale.data_ptr())
+    return whole, scale
 
 
 def _quantize(lanes: int, x: Tensor, whole: Tensor) -> Tensor:
@@ -150,9 +167,9 @@ class Packed8:
 def pack8(weight: Tensor, room: Room, gated: bool = False) -> Packed8:
     """As `pack`, spread and in 8-bit integers, for inputs that are spread too."""
     lanes, out_features = kernels().assay_lanes8(), len(weight) // 2 if gated else len(weight)
-    whole, scale = quantize(beside(weight, lanes) if gated else weight)
+    whole, scale = quantize_weight(beside(weight, lanes) if gated else weight)
     rows, in_features = whole.shape
-    columns, wide = -(-rows // (2 * lanes)) * 2 * lanes, -(-in_features // 4) * 4
+    columns, wide = -(-rows // (2 * lanes)) * 2 * lanes, kernels().assay_column8(lanes, in_features)
     panels, base = room.empty(columns * wide, torch.int8), torch.empty(columns, dtype=torch.int32)
     scales = torch.zeros(columns)
     scales[:rows] = scale / shares(in_features)
