@@ -103,7 +103,8 @@ TOUCH VF FN(gelu)(VF x) {
     for (int i = 3; i >= 0; i--) y = y * d + OF_PLACE(gelu_table[i], place);
     return size * y + 0.5f * x;
 #else
-    VF z = MIN(SPLAT(3.92f), MAX(SPLAT(-3.92f), x * 0.70710678f)), t = z * z;
+    x = MAX(SPLAT(-5.54f), x); /* where nothing is left of it */
+    VF z = MIN(SPLAT(3.92f), x * 0.70710678f), t = z * z;
     VF p = SPLAT(2.0347283680166584e-06f), q = SPLAT(3.8070636946940795e-05f);
     p = p * t + 0.000287480594124645f;
     q = q * t + 0.0011881269747391343f;
@@ -115,9 +116,8 @@ TOUCH VF FN(gelu)(VF x) {
     q = q * t + 0.5041653513908386f;
     p = p * t + 1.128378987312317f;
     q = q * t + 1.0f;
-    VI far = (VF)((VI)x & 0x7fffffff) > 5.54f, sign = (VI)x & INT32_MIN;
-    VF erf = (VF)(((VI)(z * p / q) & ~far) | (((VI)SPLAT(1.0f) | sign) & far)), half = 0.5f * x;
-    return half * erf + half;
+    VF half = 0.5f * x;
+    return half * (z * p / q) + half;
 #endif
 }
 
