@@ -68,6 +68,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model.disentangled",),
     ("model.bert", "model.modernbert", "model.deberta", "model.decoder"),
     ("model.heads",),
+    ("model.hub",),
     ("model.weights",),
     ("model.identity",),
     ("model.adapter",),
@@ -176,7 +177,7 @@ ONLY_THERE = {
     "uvicorn": ("assay.server", "assay.scale"),
     "typer": ("assay.cli", "assay.commands"),
     "rich": ("assay.cli", "assay.commands"),
-    "huggingface_hub": ("assay.model.weights",),
+    "huggingface_hub": ("assay.model.hub",),
     "pyarrow": ("assay.files",),
     "numpy": ("assay.evaluation",),
     "scipy": ("assay.evaluation",),
@@ -434,8 +435,8 @@ def test_importing_is_cheap(module: str) -> None:
     assert not loaded & {"torch", "transformers", "tokenizers", "numpy", "scipy", "sklearn", "matplotlib"}
 
 
-def test_a_model_is_loaded_and_run_without_torchs_compiler(tmp_path: Path) -> None:
-    """It takes a second and hundreds of MiB, and one import or one call in the wrong place brings all of it."""
+def test_a_model_is_loaded_and_run_without_torchs_compiler_and_the_hubs_client(tmp_path: Path) -> None:
+    """They take a second and hundreds of MiB, and 0.2 s; one import or one call in the wrong place brings all of it."""
     save_bert(tmp_path, num_hidden_layers=1)
     code = (
         "import sys, assay.server.serve; from assay import Classifier\n"
@@ -444,7 +445,7 @@ def test_a_model_is_loaded_and_run_without_torchs_compiler(tmp_path: Path) -> No
     )
     loaded = set(run(code, str(tmp_path)).split())
     assert "assay.model.attention" in loaded
-    assert not loaded & {"torch._dynamo", "torch._inductor", "sympy"}
+    assert not loaded & {"torch._dynamo", "torch._inductor", "sympy", "huggingface_hub"}
 
 
 def test_a_native_checkpoint_is_served_without_transformers(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from assay.config import BUNDLED_MODEL, EngineConfig
 from assay.errors import CheckpointError
-from assay.model import weights
 from assay.model.registry import load_model
 from assay.model.weights import Checkpoint, read_json, resolve
 from tests.tiny import load_plain, rewrite_weights, save_bert
@@ -314,7 +313,7 @@ def test_a_file_is_refused(folder: Path) -> None:
     "name", ["/nowhere/at/all", "./absent", "../absent", "a/b/c", "~/absent/model", "with space/x"]
 )
 def test_a_folder_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub for a path"))
+    monkeypatch.setattr("assay.model.hub.snapshot_download", lambda *a, **k: pytest.fail("asked the hub for a path"))
     assert name in refusal(lambda: resolve(name))
 
 
@@ -403,7 +402,7 @@ def hub(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     }
     fake = FakeHub(files, tmp_path / "cache")
     download = partial(huggingface_hub.snapshot_download, endpoint=fake.url, cache_dir=fake.cache, token=False)
-    monkeypatch.setattr(weights, "snapshot_download", download)
+    monkeypatch.setattr("assay.model.hub.snapshot_download", download)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     yield fake
     huggingface_hub.close_session()
@@ -488,7 +487,7 @@ def test_the_hub_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     download = partial(
         huggingface_hub.snapshot_download, endpoint="http://127.0.0.1:9", cache_dir=tmp_path, token=False
     )
-    monkeypatch.setattr(weights, "snapshot_download", download)
+    monkeypatch.setattr("assay.model.hub.snapshot_download", download)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     message = refusal(lambda: resolve("owner/name"))
     assert "owner/name" in message
@@ -510,7 +509,7 @@ def test_a_download_that_breaks_off(monkeypatch: pytest.MonkeyPatch, error: Exce
     def fail(*args: Any, **options: Any) -> str:
         raise error
 
-    monkeypatch.setattr(weights, "snapshot_download", fail)
+    monkeypatch.setattr("assay.model.hub.snapshot_download", fail)
     assert "owner/name" in refusal(lambda: resolve("owner/name"))
 
 

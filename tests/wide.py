@@ -16,20 +16,24 @@ SOURCES = Path(compiled.__file__).parents[1] / "csrc"
 HEADER = Path(__file__).with_suffix(".h")
 
 
-def emulated(folder: Path) -> ctypes.CDLL:
-    """Kernels whose widest vectors have 16 floats, compiled into the folder unless it has them (some 20 s)."""
+def emulated(folder: Path, vnni: bool = True) -> ctypes.CDLL:
+    """Kernels whose widest vectors have 16 floats, compiled into the folder unless it has them (some 20 s).
+
+    vnni: whether the CPU has that too.
+    """
     sources = sorted(SOURCES.iterdir())
     known = hashlib.sha256(b"".join(file.read_bytes() for file in [HEADER, *sources])).hexdigest()[:16]
-    library = folder / f"wide-{known}.so"
+    library = folder / f"wide-{'vnni' if vnni else 'without'}-{known}.so"
     if not library.exists():
-        _compile(library)
+        _compile(library, vnni)
     return compiled.load(str(library))
 
 
-def _compile(library: Path) -> None:
+def _compile(library: Path, vnni: bool) -> None:
     source, targets = re.subn(r'target\("avx512[^"]*"\)', 'target("avx2,fma")', (SOURCES / "kernels.c").read_text())
-    source, questions = re.subn(r'__builtin_cpu_supports\("avx512\w+"\)', "1", source)
-    assert (targets, questions) == (2, 5), "kernels.c asks for AVX-512 in other places than tests/wide.py knows"
+    source, questions = re.subn(r'__builtin_cpu_supports\("avx512(?!vnni)\w+"\)', "1", source)
+    source, last = re.subn(r'__builtin_cpu_supports\("avx512vnni"\)', str(int(vnni)), source)
+    assert (targets, questions, last) == (2, 4, 1), "kernels.c asks for AVX-512 elsewhere than tests/wide.py knows"
     begun = library.with_suffix(f".{os.getpid()}")
     # -O2: with less, products and sums are rounded one by one
     options = ["-shared", "-fPIC", "-O2", "-fopenmp", "-Wno-psabi", "-g0", f"-I{SOURCES}", f"-include{HEADER}"]
