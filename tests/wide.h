@@ -35,6 +35,12 @@ OWN wide scaled(wide x, wide power) {
     return x;
 }
 
+OWN wide_ints ints_loaded(const void *from) {
+    wide_ints x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
 /* To each lane of sum, four products of an unsigned byte with a signed one. Such a product needs 17 bits, so bytes become
    words, two of which are multiplied and added at once. */
 OWN wide_ints bytes_multiplied(wide_ints sum, wide_ints a, wide_ints b) {
@@ -58,4 +64,5 @@ OWN wide_ints bytes_multiplied(wide_ints sum, wide_ints a, wide_ints b) {
 #define _mm512_maskz_loadu_ps some_loaded
 #define _mm512_mask_storeu_ps some_stored
 #define _mm512_scalef_ps scaled
+#define _mm512_loadu_si512 ints_loaded
 #define _mm512_dpbusd_epi32 bytes_multiplied

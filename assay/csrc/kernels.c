@@ -92,6 +92,7 @@ static void fill_gelu_table(void) {
 #define LANES 8
 #define ZERO 91
 #define FOURS 2
+#define WEIGHTS(p) ((VI)_mm256_loadu_si256((const __m256i *)(p)))
 #define SPLAT_INT(x) ((VI)_mm256_set1_epi32(x))
 #define MULTIPLY8(sum, a, b)                                                                                           \
     ((sum) + (VI)_mm256_madd_epi16(_mm256_add_epi16(_mm256_maddubs_epi16((__m256i)(a)[0], (__m256i)(b)[0]),            \
@@ -114,6 +115,7 @@ static void fill_gelu_table(void) {
 #define LANES 16
 #define ZERO 128
 #define FOURS 1
+#define WEIGHTS(p) ((VI)_mm512_loadu_si512(p))
 #define SPLAT_INT(x) ((VI)_mm512_set1_epi32(x))
 #define MULTIPLY8(sum, a, b) ((VI)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a)[0], (__m512i)(b)[0]))
 #define TARGET8 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")))

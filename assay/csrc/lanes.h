@@ -4,9 +4,10 @@
    LANES: floats of a vector. FN(name): the name in this width. ROWS, VECTORS: queries, and vectors of values, that are
    computed at once; GROUP: rows of a product. So many that their sums stay in registers.
 
-   ZERO: what stands for 0 in an input of 8 bits, of which one less is the largest. SPLAT_INT(x): an int in each lane, for
-   MULTIPLY8(sum, inputs, weights): of 4 bytes of inputs in each lane, with as many weights, FOURS vectors of either at once. With
-   two, these are added in 16 bits, which hold the sum of a group of weights (rows.h). TARGET8: what the CPU must have for these.
+   ZERO: what stands for 0 in an input of 8 bits, of which one less is the largest. WEIGHTS(p), SPLAT_INT(x): the weights at p, and an int
+   in each lane, for MULTIPLY8(sum, inputs, weights): of 4 bytes of inputs in each lane, with as many weights, FOURS vectors of either
+   at once. With two, these are added in 16 bits, which hold the sum of a group of weights (rows.h). TARGET8: what the CPU must have
+   for these.
 
    ASK_BY_GROUPS: whether groups of rows share what they ask for (multiply.h), which was measured with 8 lanes alone. */
 
@@ -254,6 +255,7 @@ enum { FN(zero8) = ZERO };
 #undef UP_TO_GROUP
 #undef ZERO
 #undef FOURS
+#undef WEIGHTS
 #undef SPLAT_INT
 #undef MULTIPLY8
 #undef TARGET8

@@ -170,8 +170,8 @@ TOUCH TARGET8 void FN(multiply8_by)(int rows, const uint8_t *x, int64_t x_row, c
         VI a[FOURS], b[FOURS];
 #pragma GCC unroll 2
         for (int i = 0; i < FOURS; i++) {
-            a[i] = LOAD_INT(panel + 4 * LANES * i);
-            b[i] = LOAD_INT(panel + 4 * LANES * (FOURS + i));
+            a[i] = WEIGHTS(panel + 4 * LANES * i);
+            b[i] = WEIGHTS(panel + 4 * LANES * (FOURS + i));
         }
         FN(ask)(&wish, panel, 8 * FOURS * LANES);
 #pragma GCC unroll 12
