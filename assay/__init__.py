@@ -1,10 +1,10 @@
 """assay: text classifiers, reward models and rerankers, served. Importing it is free; `Classifier` loads torch."""
 
-import warnings
 from importlib import import_module
 from typing import Any
 
 from assay.errors import AssayError
+from assay.imports import importing_torch
 
 __version__ = "0.1.0"
 __all__ = ["AssayError", "Classifier", "Options", "Prediction", "__version__"]
@@ -14,7 +14,6 @@ _LAZY = {"Classifier": "assay.classifier", "Options": "assay.sequence", "Predict
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        with warnings.catch_warnings():  # torch tells everyone without NumPy that it is missing; nothing here uses it
-            warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+        with importing_torch():
             return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'assay' has no attribute {name!r}")

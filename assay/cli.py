@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from typing import Annotated
 
 import typer
@@ -45,8 +44,6 @@ def main() -> None:
     if sys.platform == "linux" and len(os.sched_getaffinity(0)) == 1:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a second thread of its library would only take turns
     keep_freed_memory()
-    # torch tells everyone without NumPy that it is missing; nothing here uses it.
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     try:
         try:
             app()

@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from assay.engine.chat import ChatTemplate, load_chat_template
+from assay.engine.chat import ChatTemplate
+from assay.engine.conversation import template_source
 from assay.engine.encoder import PromptEncoder
 from assay.engine.tokenizer import TextTokenizer, load_tokenizer
 from assay.errors import CheckpointError, RequestError
@@ -111,28 +112,26 @@ def test_broken_jinja_is_a_checkpoint_error() -> None:
 
 
 def test_where_the_template_comes_from(tmp_path: Path) -> None:
-    prompt = ChatPrompt([{"role": "user", "content": "hi"}])
-    assert load_chat_template(tmp_path, {}) is None
-    config = {"chat_template": "config", "bos_token": {"content": "<s>"}}
-    template = load_chat_template(tmp_path, config)
-    assert template is not None
-    assert template.render(prompt) == "config"
-    several = {
-        "chat_template": [{"name": "tools", "template": "x"}, {"name": "default", "template": "{{ bos_token }}d"}]
-    }
-    template = load_chat_template(tmp_path, {**several, "bos_token": {"content": "<s>"}})
-    assert template is not None
-    assert template.render(prompt) == "<s>d"
+    assert template_source(tmp_path, {}) is None
+    config = {"chat_template": "config"}
+    assert template_source(tmp_path, config) == "config"
+    several = [{"name": "tools", "template": "x"}, {"name": "default", "template": "d"}]
+    assert template_source(tmp_path, {"chat_template": several}) == "d"
     (tmp_path / "chat_template.jinja").write_text("file")
-    template = load_chat_template(tmp_path, config)
-    assert template is not None
-    assert template.render(prompt) == "file"
+    assert template_source(tmp_path, config) == "file"
     (tmp_path / "mine.jinja").write_text("mine")
-    template = load_chat_template(tmp_path, config, tmp_path / "mine.jinja")
-    assert template is not None
-    assert template.render(prompt) == "mine"
+    assert template_source(tmp_path, config, tmp_path / "mine.jinja") == "mine"
     with pytest.raises(CheckpointError, match=r"nowhere\.jinja"):
-        load_chat_template(tmp_path, config, tmp_path / "nowhere.jinja")
+        template_source(tmp_path, config, tmp_path / "nowhere.jinja")
+
+
+def test_a_template_names_the_checkpoint_s_special_tokens(tmp_path: Path) -> None:
+    save_bert_tokenizer(tmp_path)
+    config = {"chat_template": "{{ bos_token }}{{ sep_token }}d", "bos_token": {"content": "<s>"}, "sep_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    template = load_tokenizer(tmp_path).chat_template
+    assert template is not None
+    assert template.render(ChatPrompt([{"role": "user", "content": "hi"}])) == "<s></s>d"
 
 
 @pytest.fixture
@@ -204,12 +203,12 @@ def test_a_suffix_token_ends_texts_and_conversations_once(tokenizer: Tokenizer) 
 def test_unreadable_templates_are_checkpoint_errors(tmp_path: Path) -> None:
     for several in ([{"name": "default"}], ["default"], [3]):
         with pytest.raises(CheckpointError, match="chat template"):
-            load_chat_template(tmp_path, {"chat_template": several})
+            template_source(tmp_path, {"chat_template": several})
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="chat template"):
-        load_chat_template(tmp_path, {})
+        template_source(tmp_path, {})
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
-        load_chat_template(tmp_path, {}, tmp_path / "chat_template.jinja")
+        template_source(tmp_path, {}, tmp_path / "chat_template.jinja")
 
 
 @pytest.mark.parametrize("token_id", ["92527", 1.5, -1, True])

@@ -6,14 +6,11 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from assay.commands.options import configured, options_of, with_options
 from assay.config import EngineConfig, settings
 from assay.files.settings import JobConfig
-from assay.sequence import Prediction
+from assay.imports import importing_torch
 
 if TYPE_CHECKING:
     from assay.files.plan import Plan
@@ -73,7 +70,8 @@ def classify(
 
 def _run_job(inputs: list[str], values: dict[str, Any]) -> None:
     """A file in, a file out; what is said of it goes to stderr."""
-    from assay.files.plan import plan
+    with importing_torch(own_process=True):
+        from assay.files.plan import plan
 
     planned = plan(inputs, configured(EngineConfig, values), configured(JobConfig, values))
     if planned.job.columns.guessed:
@@ -106,7 +104,9 @@ def _say(line: str) -> None:
 
 
 def _score_texts(texts: list[str], top: int, as_json: bool, values: dict[str, Any]) -> None:
-    from assay.classifier import Classifier
+    with importing_torch(own_process=True):
+        from assay.classifier import Classifier
+        from assay.commands.tables import print_bars
 
     with Classifier(configured(EngineConfig, values)) as classifier:
         predictions = classifier.classify(texts)
@@ -116,16 +116,4 @@ def _score_texts(texts: list[str], top: int, as_json: bool, values: dict[str, An
                 print(json.dumps({"text": one_text, "label": prediction.label, "probs": probs}, ensure_ascii=False))
         else:
             for one_text, prediction in zip(texts, predictions, strict=True):
-                _print_bars(one_text, prediction, classifier.labels, top)
-
-
-def _print_bars(text: str, prediction: Prediction, labels: tuple[str, ...], top: int) -> None:
-    """The largest scores as bars, longest first."""
-    console = Console()
-    console.print(Text(text, style="bold"))
-    table = Table(box=None, show_header=False, pad_edge=False)
-    scored = sorted(zip(labels, prediction.probs, strict=True), key=lambda pair: -pair[1])
-    for label, prob in scored[: top or None]:
-        bar = "█" * round(30 * prob) if 0 <= prob <= 1 else ""
-        table.add_row(Text(label), f"{prob:.4f}", bar)
-    console.print(table)
+                print_bars(one_text, prediction, classifier.labels, top)

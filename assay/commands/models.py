@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
+from assay.imports import importing_torch
+
 
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """List the architectures that run, and how: natively, or through transformers."""
-    from assay.model.reference import supported
+    with importing_torch(own_process=True):
+        from assay.model.reference import supported
 
     architectures = supported()
     if as_json:

@@ -11,6 +11,7 @@ import typer
 from assay.commands.options import configured, options_of, with_options
 from assay.config import EngineConfig, ServerConfig, settings
 from assay.errors import ConfigError
+from assay.imports import importing_torch
 
 _CALIBRATION = settings(EngineConfig)["calibration"][1]
 
@@ -48,8 +49,9 @@ def serve(
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     server_config = configured(ServerConfig, values, api_keys=api_keys(values["api_keys"]))
     engine_config = configured(EngineConfig, values)
-    from assay.server.access_log import write_access_log
-    from assay.server.serve import serve as run
+    with importing_torch(own_process=True):
+        from assay.server.access_log import write_access_log
+        from assay.server.serve import serve as run
 
     write_access_log(server_config)
     named = [_named(engine_config, model) for model in models or [engine_config.model]]

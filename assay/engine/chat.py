@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
@@ -18,11 +17,11 @@ from jinja2.parser import Parser
 from jinja2.utils import pass_context
 
 from assay.engine.budget import Budget, BudgetError
+from assay.engine.conversation import SPECIAL_TOKENS, text_of
 from assay.engine.sandbox import MAX_SOURCE, Sandbox
 from assay.errors import CheckpointError, RequestError
 from assay.sequence import ChatPrompt
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MARK = "\ue000continue\ue000"  # private-use characters: no template writes them
 _WIDEST = 16  # characters by which JSON is indented or separated
 _LONGEST_PATTERN = 200  # characters of a date's pattern
@@ -100,56 +99,14 @@ class ChatTemplate:
     def _checked(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """A request's own variables. Raises RequestError for names that are not a request's to give."""
         for name in kwargs:
-            if name in self._sandbox.globals or name in _SPECIAL_TOKENS:
-                kind = "special token" if name in _SPECIAL_TOKENS else "function"
+            if name in self._sandbox.globals or name in SPECIAL_TOKENS:
+                kind = "special token" if name in SPECIAL_TOKENS else "function"
                 raise RequestError(
                     f"chat_template_kwargs holds {name!r}, a {kind} of the chat template; only its other variables "
                     "can be set.",
                     "chat_template_kwargs",
                 )
         return kwargs
-
-
-def load_chat_template(folder: Path, config: Mapping[str, Any], override: Path | None = None) -> ChatTemplate | None:
-    """The operator's template, else chat_template.jinja, else tokenizer_config.json's; None where there is none."""
-    tokens = special_tokens(config)
-    if override is not None:
-        try:
-            return ChatTemplate(override.read_text("utf-8"), tokens)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"The chat template {override} cannot be read: {error}") from error
-    path = folder / "chat_template.jinja"
-    try:
-        source = path.read_text("utf-8") if path.is_file() else config.get("chat_template")
-        if isinstance(source, list):  # several named ones
-            source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"The chat template of {folder} cannot be read.") from error
-    return None if source is None else ChatTemplate(str(source), tokens)
-
-
-def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens that templates may name, from tokenizer_config.json."""
-    return {name: token for name in _SPECIAL_TOKENS if (token := _token_text(config.get(name)))}
-
-
-def text_of(message: Mapping[str, Any]) -> str:
-    """A message's content as text; content parts are joined by line breaks. Raises RequestError for other parts."""
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return content or ""
-    parts = content if isinstance(content, list) else [content]
-    texts = []
-    for part in parts:
-        text = part.get("text") if isinstance(part, Mapping) else part
-        if not isinstance(text, str):
-            raise RequestError("A message's content must be text: a string, or parts of type text.", "messages")
-        texts.append(text)
-    return "\n".join(texts)
-
-
-def _token_text(token: Any) -> str:
-    return str(token.get("content", "")) if isinstance(token, Mapping) else str(token or "")
 
 
 @pass_context

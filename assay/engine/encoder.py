@@ -3,14 +3,18 @@
 from collections.abc import Sequence as Seq
 from functools import lru_cache
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from tokenizers import Encoding
 
-from assay.engine.chat import ChatTemplate, text_of
+from assay.engine.conversation import text_of
 from assay.engine.tokenizer import TextTokenizer
 from assay.engine.truncation import cut_text, kept_places, window_places
 from assay.errors import AssayError, CheckpointError, ContextLengthError, RequestError
 from assay.sequence import ChatPrompt, Options, Prompt, Sequence, Span, TextPrompt, TokenPrompt, TruncationSide
+
+if TYPE_CHECKING:
+    from assay.engine.chat import ChatTemplate
 
 
 class PromptEncoder:
@@ -186,13 +190,15 @@ class PromptEncoder:
             )
         return template.render(prompt, contents)
 
-    def _compiled(self, template: str) -> ChatTemplate:
+    def _compiled(self, template: str) -> "ChatTemplate":
         if not self._trusts_templates:
             raise RequestError(
                 "`chat_template` is not accepted from requests; the server's --chat-template sets one, and "
                 "--trust-request-chat-template accepts them.",
                 "chat_template",
             )
+        from assay.engine.chat import ChatTemplate
+
         try:
             return ChatTemplate(template, self._special_tokens)
         except CheckpointError as error:

@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from assay.engine.chat import ChatTemplate, load_chat_template, special_tokens
+from assay.engine.conversation import special_tokens, template_source
 from assay.engine.vocabularies import build_tokenizer
 from assay.errors import CheckpointError, ConfigError
 from assay.model.reference import classifiers, load_reference_tokenizer
 from assay.model.weights import read_json
 from assay.sequence import TruncationSide
+
+if TYPE_CHECKING:
+    from assay.engine.chat import ChatTemplate
 
 # tokenizer_config.json writes "no limit" as 1e30.
 _NO_LIMIT = 1e20
@@ -31,7 +34,7 @@ class TextTokenizer:
     tokenizer: Tokenizer
     model_max_length: int | None
     truncation_side: TruncationSide
-    chat_template: ChatTemplate | None = None
+    chat_template: "ChatTemplate | None" = None
     suffix_id: int | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,14 +62,23 @@ def load_tokenizer(folder: Path, chat_template: Path | None = None) -> TextToken
     if suffix_id is not None and (type(suffix_id) is not int or suffix_id < 0):
         raise CheckpointError(f"config.json: reward_token_id is {suffix_id!r}; it must be a token id.")
     limit = config.get("model_max_length")
+    special = special_tokens(config)
     return TextTokenizer(
         tokenizer,
         model_max_length=int(limit) if isinstance(limit, int | float) and limit < _NO_LIMIT else None,
         truncation_side="left" if config.get("truncation_side") == "left" else "right",
-        chat_template=load_chat_template(folder, config, chat_template),
+        chat_template=_compiled(template_source(folder, config, chat_template), special),
         suffix_id=suffix_id,
-        special_tokens=special_tokens(config),
+        special_tokens=special,
     )
+
+
+def _compiled(source: str | None, special: Mapping[str, str]) -> "ChatTemplate | None":
+    if source is None:
+        return None
+    from assay.engine.chat import ChatTemplate  # with Jinja, which a model without a template does not need
+
+    return ChatTemplate(source, special)
 
 
 def _from_sentencepiece(folder: Path) -> Tokenizer:

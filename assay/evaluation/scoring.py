@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.config import Activation, EngineConfig
-from assay.engine.chat import load_chat_template
+from assay.engine.conversation import template_source
 from assay.engine.engine import Engine
 from assay.evaluation.ranking import Floats
 from assay.files.scorer import Scorer, options_for
@@ -111,7 +111,7 @@ class Model:
         folder = resolve(self._config.model, self._config.revision, self._config.allow_pickle)
         path = folder / "tokenizer_config.json"
         known = read_json(path) if path.is_file() else {}
-        return load_chat_template(folder, known, self._config.chat_template_path) is not None
+        return template_source(folder, known, self._config.chat_template_path) is not None
 
 
 def _length(prompt: Prompt) -> int:
