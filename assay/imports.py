@@ -11,8 +11,8 @@ def importing_torch(*, own_process: bool = False) -> Iterator[None]:
     """What imports torch runs in here: sooner, and without a warning that is of no use.
 
     Several hundred thousand objects come with torch, and the collector looks through them again and again while more
-    come: 0.2–0.5 s (docs/performance.md). own_process: what there is at the end is never looked at again, which only
-    the process's owner can say; else what comes next is a look at all of it.
+    come: 0.2–0.5 s (docs/performance.md). Here it rests, and takes them for old then. own_process: it never looks at
+    them again, which only the process's owner can say.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -21,7 +21,10 @@ def importing_torch(*, own_process: bool = False) -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
             yield
     finally:
-        if own_process:
+        others = gc.get_freeze_count() > 0  # frozen by somebody else, who wants it so
+        if own_process or not others:
             gc.freeze()
+        if not own_process and not others:
+            gc.unfreeze()  # what was frozen is old
         if enabled:
             gc.enable()

@@ -37,6 +37,19 @@ def test_the_collector_rests_meanwhile(own_process: bool, enabled: bool) -> None
     assert (gc.get_freeze_count() > frozen) == own_process
 
 
+def test_what_came_is_old_then_and_what_somebody_has_frozen_stays_so() -> None:
+    with importing_torch():
+        came: list[object] = []
+    assert gc.get_freeze_count() == 0
+    assert any(one is came for one in gc.get_objects(generation=2))
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with importing_torch():
+        came_next: list[object] = []
+    assert 0 < gc.get_freeze_count() <= frozen
+    assert not any(one is came_next for one in gc.get_objects(generation=2))
+
+
 def test_a_command_runs_with_the_collector_on_and_torch_out_of_its_sight() -> None:
     code = (
         "import gc, assay.cli; assay.cli.app(['models'], standalone_mode=False)\n"
