@@ -15,5 +15,6 @@ _LAZY = {"Classifier": "assay.classifier", "Options": "assay.sequence", "Predict
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         with importing_torch():
-            return getattr(import_module(_LAZY[name]), name)
+            globals()[name] = getattr(import_module(_LAZY[name]), name)  # so that this is asked once
+        return globals()[name]
     raise AttributeError(f"module 'assay' has no attribute {name!r}")

@@ -55,6 +55,7 @@ def in_time(call: Callable[[], Any]) -> Any:
 def test_exported_from_the_package() -> None:
     assert assay.Classifier is Classifier
     assert assay.Prediction is Prediction
+    assert {"Classifier", "Prediction"} <= vars(assay).keys()  # kept, and not imported at each use
 
 
 def test_imported_without_numpy_in_silence() -> None:
